@@ -1,0 +1,39 @@
+"""Numbers, tables and figures to whatever loggers there are. Each shows what it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning_nm.callbacks.table import Row, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def log_numbers(loggers: Iterable[Any], values: Mapping[str, float], step: int) -> None:
+    for logger in loggers:
+        logger.log_metrics(dict(values), step=step)
+
+
+def log_table(loggers: Iterable[Any], key: str, columns: Sequence[str], rows: Sequence[Row], step: int) -> None:
+    """A table to W&B (as such) and TensorBoard (as Markdown text)."""
+    text = [[cell if isinstance(cell, (int, float)) else str(cell) for cell in row] for row in rows]
+    for logger in loggers:
+        if hasattr(logger, "log_table"):
+            logger.log_table(key, columns=list(columns), data=text, step=step)
+        elif hasattr(logger.experiment, "add_text"):
+            logger.experiment.add_text(key, markdown_table(columns, rows), global_step=step)
+
+
+def shows_figures(logger: Any) -> bool:
+    return hasattr(logger, "log_image") or hasattr(logger.experiment, "add_figure")
+
+
+def log_figure(loggers: Iterable[Any], key: str, figure: Figure, step: int) -> None:
+    """A figure to W&B and TensorBoard."""
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(key, images=[figure], step=step)
+        elif hasattr(logger.experiment, "add_figure"):
+            logger.experiment.add_figure(key, figure, global_step=step)

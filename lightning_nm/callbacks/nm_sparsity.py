@@ -1,0 +1,229 @@
+"""The callback: N:M sparse training in any Lightning Trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_nm.callbacks import loggers
+from lightning_nm.callbacks.figures import mask_figure, sad_figure
+from lightning_nm.callbacks.report import COLUMNS, report_rows, report_title
+from lightning_nm.callbacks.table import print_table
+from lightning_nm.callbacks.topology import Topology
+from lightning_nm.patterns import Pattern, PatternText
+from lightning_nm.training import Method, Schedule, Selection, Sparsifier, named_method, select
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEFAULT_DECAY = 2e-4
+
+
+class NMSparsityCallback(Callback):
+    """Train a network whose weights are exactly N:M sparse, from the first step to the checkpoint.
+
+    Outside the optimizer's update the model always holds its sparse weights: forward passes,
+    validation, checkpoints and exports see nothing else, under the dense model's own names. What the
+    masks remove is kept in this callback (and in its checkpoint state), and returns to the weights
+    only while the optimizer steps.
+
+    Args:
+        pattern: ``"N:M"``, N kept of every M weights along the dimension that the GEMM sums over.
+        method: ``"sr_ste"`` (Zhou et al., ICLR 2021), ``"ste"``, ``"frozen"`` (one-shot, then fixed:
+            ASP), ``"s_ste"`` (arXiv 2409.09099), or a `lightning_nm.training.Method`.
+        decay: lambda of ``"sr_ste"``. With a `Method` of your own give it there.
+        schedule: start, refresh interval, decay ramp, freeze and dense tail, in optimizer steps.
+        include: globs over parameter and module names; only matches become sparse. None: all.
+        ignore: globs; matches stay dense.
+        module_types: names of layer classes; only their weights become sparse. None: all.
+        overrides: glob -> pattern for the weights it matches, or None to leave them dense. The last
+            match decides and goes before the other rules.
+        ignore_last_linear: leave the model's last Linear dense, as the SR-STE paper does.
+        log_every_n_steps: optimizer steps between two measurements of flips and SAD, which make the
+            only waits for a GPU. None: the Trainer's ``log_every_n_steps``; 0: never.
+        log_layers: log the numbers of every layer too.
+        picture: name of the weight whose mask is drawn; None: the first selected one.
+        report: print the table of selected and skipped weights when training starts.
+
+    Logged as ``nm/...``: ``flips`` and ``flip_rate`` (per optimizer step), ``sad_epoch`` and
+    ``sad_start`` (counts; also ``_fraction`` and ``_fraction_of_max``), ``sparsity``; at the end a
+    table by layer, the SAD curves and a mask picture where the logger can show them.
+
+    Raises:
+        ValueError: at once for a pattern, method or schedule that makes no sense; when training starts
+            if nothing was selected, or a glob matches nothing.
+    """
+
+    def __init__(
+        self,
+        pattern: PatternText | Pattern = PatternText("2:4"),
+        *,
+        method: Method | Literal["sr_ste", "ste", "frozen", "s_ste"] = "sr_ste",
+        decay: float = DEFAULT_DECAY,
+        schedule: Schedule = Schedule(),
+        include: list[str] | None = None,
+        ignore: list[str] | None = None,
+        module_types: list[str] | None = None,
+        overrides: dict[str, PatternText | None] | None = None,
+        ignore_last_linear: bool = False,
+        log_every_n_steps: int | None = None,
+        log_layers: bool = False,
+        picture: str | None = None,
+        report: bool = True,
+    ) -> None:
+        if isinstance(method, Method) and decay != DEFAULT_DECAY:
+            raise ValueError(f"decay={decay} belongs to the method: give it to {type(method).__name__}(...) instead")
+        self.pattern = PatternText(pattern)
+        self.method = method if isinstance(method, Method) else named_method(method, decay=decay)
+        self.schedule = schedule
+        self.log_every_n_steps = log_every_n_steps
+        self.log_layers = log_layers
+        self.picture = picture
+        self.report = report
+        self.sparsifier: Sparsifier | None = None
+        """The training core; None until a fit has been set up."""
+        self.topology = Topology()
+        self._selecting = {
+            "include": include,
+            "ignore": ignore or [],
+            "module_types": module_types,
+            "overrides": {glob: p if p is None else PatternText(p) for glob, p in (overrides or {}).items()},
+            "ignore_last_linear": ignore_last_linear,
+        }
+        self._selection: Selection | None = None
+        self._restored: dict[str, Any] | None = None
+        self._said_dense = False
+
+    # -- following the model through start-up -----------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._adopt(pl_module, final=False)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # by now LightningModule.setup and configure_model have run, and most strategies have restored
+        self._adopt(pl_module, final=False)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # sharded strategies restore weights just before this
+        self._adopt(pl_module, final=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._adopt(pl_module, final=True)
+        assert self.sparsifier is not None and self._selection is not None
+        if self.picture is not None and self.picture not in (w.name for w in self.sparsifier.weights):
+            raise ValueError(
+                f"picture={self.picture!r} is not a selected weight; they are "
+                + ", ".join(w.name for w in self.sparsifier.weights)
+            )
+        self.topology.meet(self.sparsifier.masks())
+        if trainer.is_global_zero:
+            rows = report_rows(self._selection, self.sparsifier)
+            if self.report:
+                print_table(report_title(self._selection, self.sparsifier), COLUMNS, rows)
+            loggers.log_table(trainer.loggers, "nm/report", COLUMNS, rows, trainer.global_step)
+
+    def _adopt(self, pl_module: LightningModule, *, final: bool) -> None:
+        """Select, and bring masks and hidden parts in line with the model as it is now.
+
+        Lightning builds, restores, moves and wraps the model between `setup` and the first step, in an
+        order that depends on the strategy; so this is done again at each stage, and is cheap when
+        nothing changed. ``final``: what is not there now will not come.
+        """
+        self._selection = select(pl_module, self.pattern, **self._selecting)  # type: ignore[arg-type]
+        if final:
+            self._selection.require()
+        if self.sparsifier is None:
+            self.sparsifier = Sparsifier(self._selection, self.method, self.schedule)
+        restored = self._restored
+        if restored is not None and (final or self._selection.weights):
+            self.sparsifier.adopt(self._selection, restored["weights"])
+            self.topology.load_state_dict(restored["topology"])
+        else:
+            replaced = self.sparsifier.adopt(self._selection)
+            if replaced:
+                rank_zero_info(
+                    f"NMSparsityCallback: {len(replaced)} weights were loaded after set-up; their values now count as "
+                    f"the dense weights ({', '.join(replaced[:4])}{', ...' if len(replaced) > 4 else ''})"
+                )
+                self.topology = Topology()
+        if final:
+            self._restored = None
+        self.sparsifier.attach()
+
+    # -- while training ---------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.sparsifier is not None
+        self.topology.remember("epoch", self.sparsifier.masks())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self.sparsifier is not None
+        steps = self.sparsifier.steps
+        if self.schedule.over(steps) and not self._said_dense:
+            self._said_dense = True
+            rank_zero_warn(
+                f"NMSparsityCallback: the schedule's dense_from={self.schedule.dense_from} is reached; from here on "
+                "the weights are dense, and so are checkpoints"
+            )
+        every = trainer.log_every_n_steps if self.log_every_n_steps is None else self.log_every_n_steps
+        if every and steps % every == 0 and steps > self.topology.measured_at:
+            values = {f"nm/{k}": v for k, v in self.topology.measure(self.sparsifier, layers=self.log_layers).items()}
+            pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False)
+            # to the loggers at once: Lightning would drop what falls between its own logging steps
+            loggers.log_numbers(trainer.loggers, values, trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.sparsifier is not None
+        for weight in self.sparsifier.weights:
+            weight.check_finite()
+        if not trainer.is_global_zero:
+            return
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        rows = self.topology.layer_rows(self.sparsifier)
+        loggers.log_table(trainer.loggers, "nm/layers", self.topology.LAYER_COLUMNS, rows, step)
+        showing = [logger for logger in trainer.loggers if loggers.shows_figures(logger)]
+        if showing and rows:
+            loggers.log_figure(showing, "nm/sad", self.plot_sad(), step)
+            loggers.log_figure(showing, "nm/mask", self.plot_mask(), step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+
+    # -- what it shows ----------------------------------------------------------------------------
+
+    def plot_sad(self) -> Figure:
+        """Flip rate and SAD over the optimizer steps measured so far (needs matplotlib)."""
+        return sad_figure(self.topology.history, f"{self.pattern} {type(self.method).__name__}")
+
+    def plot_mask(self, name: str | None = None) -> Figure:
+        """The mask of a selected weight as it is now (needs matplotlib).
+
+        Raises:
+            ValueError: nothing sparse of that name.
+        """
+        masks = {} if self.sparsifier is None else self.sparsifier.masks()
+        name = name or self.picture or next(iter(masks), None)
+        if name is None or name not in masks:
+            raise ValueError(f"there is no mask of {name!r} to draw; there are {list(masks)}")
+        return mask_figure(masks[name].unpack(), f"{name} ({self.pattern})")
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.sparsifier is None:
+            return {}
+        return {"weights": self.sparsifier.state_dict(), "topology": self.topology.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # the model may not be built or restored yet: joined with it in `_adopt`
+        self._restored = state_dict or None

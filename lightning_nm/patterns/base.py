@@ -1,0 +1,72 @@
+"""What a weight may look like: the interface that every sparsity pattern keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Pattern(ABC):
+    """A rule for which entries of a weight may be kept. Immutable, comparable, hashable.
+
+    ``str(pattern)`` is its written form, which `lightning_nm.patterns.parse` reads back.
+
+    A pattern sees a weight together with ``dim``, its reduction dimension: the one that the GEMM
+    sums over (1 for Linear and convolutions, 0 for transposed convolutions).
+    """
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def density(self) -> float:
+        """Fraction of entries that the pattern keeps."""
+
+    @abstractmethod
+    def why_not(self, shape: Sequence[int], *, dim: int = 1, span: int | None = None) -> str | None:
+        """Why a weight of this shape cannot have the pattern, or None if it can.
+
+        Args:
+            shape: the weight's shape.
+            dim: its reduction dimension.
+            span: entries along ``dim`` that one output sums over; groups must not cross from one
+                span into the next. Smaller than ``shape[dim]`` only in a grouped transposed
+                convolution.
+        """
+
+    @abstractmethod
+    def mask(self, weight: Tensor, *, dim: int = 1) -> Tensor:
+        """The mask of a dense weight: bool, shaped like it, True = kept.
+
+        Ties are won by the lowest index, on every device and rank.
+
+        Raises:
+            ValueError: the shape does not fit the pattern, or the weight holds NaN or infinity.
+        """
+
+    @abstractmethod
+    def violations(self, weight: Tensor, *, dim: int = 1) -> int:
+        """Number of groups of ``weight`` that hold more non-zeros than the pattern allows."""
+
+    @abstractmethod
+    def split_(
+        self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
+    ) -> tuple[int | Tensor, int | Tensor]:
+        """Split a dense weight in place by its own mask: see `lightning_nm.kernels.nm_split_`."""
+
+    def check(self, weight: Tensor, dim: int) -> None:
+        """Raise ValueError unless ``weight`` is a finite float tensor whose shape fits the pattern."""
+        shape = tuple(weight.shape)
+        if not weight.is_floating_point():
+            raise ValueError(f"a {self} mask needs a floating-point weight, got {weight.dtype} of shape {shape}")
+        if not -weight.dim() <= dim < weight.dim():
+            raise ValueError(f"a weight of shape {shape} has no dimension {dim} to lay {self} groups along")
+        if reason := self.why_not(shape, dim=dim):
+            raise ValueError(f"{self} does not fit a weight of shape {shape}: {reason}")
+        if bad := int((~torch.isfinite(weight)).sum()):
+            raise ValueError(f"a weight of shape {shape} holds {bad} NaN or infinite entries; it has no {self} mask")
+

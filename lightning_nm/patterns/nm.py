@@ -1,0 +1,75 @@
+"""N:M sparsity: N kept of every M consecutive weights along the reduction dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_nm import kernels
+from lightning_nm.patterns.base import Pattern
+
+
+@dataclass(frozen=True)
+class NM(Pattern):
+    """Keep the N largest magnitudes of every M consecutive weights (Zhou et al., ICLR 2021, eq. 1).
+
+    N counts the *kept* weights, as NVIDIA and SR-STE do; Hubara et al. (NeurIPS 2021) and Core ML
+    count the zeros. Groups run along the dimension that the GEMM sums over, at a fixed output and
+    kernel tap, and cross none of them.
+
+    >>> import torch
+    >>> NM(2, 4).mask(torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.0, 5.0, 0.0, 6.0]]))
+    tensor([[ True,  True, False, False, False,  True, False,  True]])
+
+    Raises:
+        ValueError: unless ``0 < n <= m``.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n <= self.m:
+            raise ValueError(f"N:M keeps N of every M weights, so 0 < N <= M; got {self.n}:{self.m}")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def density(self) -> float:
+        return self.n / self.m
+
+    def why_not(self, shape: Sequence[int], *, dim: int = 1, span: int | None = None) -> str | None:
+        size = shape[dim] if span is None else span
+        if size % self.m:
+            return f"the {size} inputs that one output sums over are not a multiple of {self.m}"
+        return None
+
+    def mask(self, weight: Tensor, *, dim: int = 1) -> Tensor:
+        self.check(weight, dim)
+        return kernels.nm_mask(weight, self.n, self.m, dim)
+
+    def violations(self, weight: Tensor, *, dim: int = 1) -> int:
+        kept = self.groups(weight != 0, dim=dim).sum(dim % weight.dim() + 1)
+        return int((kept > self.n).sum())
+
+    def split_(
+        self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
+    ) -> tuple[int | Tensor, int | Tensor]:
+        return kernels.nm_split_(weight, hidden, bits, self.n, self.m, dim)
+
+    def groups(self, tensor: Tensor, *, dim: int = 1) -> Tensor:
+        """``tensor`` with dimension ``dim`` replaced by two, ``[groups, M]``; the last is ``dim + 1``."""
+        return tensor.unflatten(dim, (-1, self.m))
+
+    def threshold(self, weight: Tensor, mask: Tensor, *, dim: int = 1) -> Tensor:
+        """Largest magnitude that ``mask`` removes from each group, broadcast to the weight's shape.
+
+        This is the (M-N)-th smallest |w| of the group, 0 where nothing is removed (N = M).
+        """
+        removed = self.groups(torch.where(mask, 0.0, weight.abs()), dim=dim)
+        along = dim % weight.dim() + 1
+        return removed.amax(along, keepdim=True).expand_as(removed).reshape(weight.shape)

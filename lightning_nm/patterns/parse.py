@@ -1,0 +1,43 @@
+"""Patterns as people write them: ``"2:4"``, ``[2, 4]``, and what YAML makes of an unquoted 2:4."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lightning_nm.patterns.base import Pattern
+from lightning_nm.patterns.nm import NM
+
+_NM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+
+
+def parse(written: str | int | Sequence[int] | Pattern) -> Pattern:
+    """Read a pattern.
+
+    Accepts ``"N:M"``, a pair ``[N, M]``, a `Pattern` (returned as it is), and an integer: YAML 1.1
+    reads an unquoted ``2:4`` as the base-60 number 124, which is decoded again.
+
+    >>> parse("2:4"), parse([1, 16]), parse(124)
+    (NM(n=2, m=4), NM(n=1, m=16), NM(n=2, m=4))
+
+    Raises:
+        ValueError: nothing that can be read as a pattern, or not ``0 < N <= M``.
+    """
+    if isinstance(written, Pattern):
+        return written
+    if isinstance(written, int) and not isinstance(written, bool) and written >= 60:
+        return NM(*divmod(written, 60))
+    if isinstance(written, str) and (match := _NM.fullmatch(written)):
+        return NM(int(match[1]), int(match[2]))
+    if isinstance(written, (list, tuple)) and [type(v) for v in written] == [int, int]:
+        return NM(*written)
+    raise ValueError(
+        f"{written!r} is not a sparsity pattern; write 'N:M' with N kept of every M weights, for example '2:4'"
+    )
+
+
+class PatternText(str):
+    """A pattern in its written form, checked: the type of pattern arguments on command lines and in YAML."""
+
+    def __new__(cls, written: str | int | Sequence[int] | Pattern) -> PatternText:
+        return super().__new__(cls, parse(written))

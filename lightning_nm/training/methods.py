@@ -1,0 +1,188 @@
+"""How training treats what the mask removed: each method is one small class."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_nm import kernels
+from lightning_nm.patterns import NM, PackedMask, Pattern
+
+
+class Update(NamedTuple):
+    """The optimizer update that is about to happen."""
+
+    lr: float | Tensor
+    """Learning rate of the weight's parameter group."""
+    strength: float
+    """Fraction of the full decay, from the schedule's ramp."""
+    grad_scale: Tensor | None
+    """Factor still on the gradients, where the optimizer unscales them itself; None: they are unscaled."""
+
+
+class Method:
+    """Split a dense weight into what the model sees and what is hidden, and take it together again.
+
+    Derive from it to train by a method of your own. One copy serves one weight, so it may hold state;
+    what ``state_dict()`` returns (tensors and builtins) is saved and restored with checkpoints.
+
+    ``merge(*split(dense, mask))`` must be ``dense`` bit for bit, and ``sparse`` zero outside ``mask``.
+    """
+
+    keeps_hidden = True
+    """False: what the mask removes is gone for good, and takes no memory."""
+    moves_mask = True
+    """False: the first mask is the last."""
+
+    def bind(self, pattern: Pattern, dim: int) -> Method:
+        """The copy of this method that serves one weight.
+
+        Raises:
+            ValueError: the method cannot train this pattern.
+        """
+        return copy.deepcopy(self)
+
+    def split(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """dense weight, bool mask -> (sparse, hidden), all of the weight's shape.
+
+        Left as it is here, it runs as one fused kernel.
+        """
+        return torch.where(mask | (dense == 0), dense, 0.0), torch.where(mask, -0.0, dense)
+
+    def merge(self, sparse: Tensor, hidden: Tensor) -> Tensor:
+        """(sparse, hidden) -> dense weight."""
+        return sparse + hidden
+
+    def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
+        """Add the method's gradient term, in place, just before the optimizer's update."""
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor | float]) -> None:
+        pass
+
+
+class SRSTE(Method):
+    """Sparse-refined straight-through estimator (Zhou et al., ICLR 2021, eq. 9).
+
+    The gradient at the sparse weight updates every dense entry, and hidden entries also decay:
+    ``grad + decay * hidden``, once per optimizer step, whatever the number of accumulated batches,
+    ranks or uses of the weight.
+
+    Args:
+        decay: lambda, at least 0. The paper uses 2e-4 with SGD.
+        placement: ``"gradient"`` adds the term to the gradient as published. Adaptive optimizers
+            then normalise it away or blow it up: under Adam the same lambda is anything between
+            nothing and annihilation, by the size of the gradients. ``"decoupled"`` shrinks the hidden
+            part by ``lr * decay`` instead, as AdamW does with its weight decay; it needs a far larger
+            decay to show.
+    """
+
+    def __init__(self, decay: float = 2e-4, placement: Literal["gradient", "decoupled"] = "gradient") -> None:
+        if not (math.isfinite(decay) and decay >= 0):
+            raise ValueError(f"the SR-STE decay (lambda) must be a number of at least 0, got {decay}")
+        if placement not in ("gradient", "decoupled"):
+            raise ValueError(f"SR-STE places its decay on the 'gradient' or 'decoupled', not {placement!r}")
+        self.decay = decay
+        self.placement = placement
+
+    def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
+        assert hidden is not None
+        decay = self.decay * update.strength
+        if decay == 0:
+            return
+        if self.placement == "decoupled":
+            hidden.mul_(1 - update.lr * decay)
+        elif update.grad_scale is None:
+            grad.add_(hidden, alpha=decay)
+        else:
+            grad.add_(hidden * (decay * update.grad_scale))
+
+
+class STE(SRSTE):
+    """Straight-through estimator: SR-STE without the decay (Bengio et al., 2013)."""
+
+    def __init__(self) -> None:
+        super().__init__(decay=0.0)
+
+
+class Frozen(Method):
+    """One-shot magnitude mask, then fixed: NVIDIA's ASP recipe (Mishra et al., 2021, section 4).
+
+    The mask is chosen when the schedule starts; from then on the masked weights are gone, and weights
+    and gradients are masked.
+    """
+
+    keeps_hidden = False
+    moves_mask = False
+
+    def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
+        kernels.resplit_(grad, None, mask.bits)
+
+
+class SSTE(Method):
+    """S-STE (Hu et al., NeurIPS 2024, arXiv 2409.09099): a continuous projection, straight-through.
+
+    ``sparse = beta * sign(w) * max(|w| - t, 0)`` where t is the (M-N)-th smallest magnitude of the
+    group: kept weights shrink to 0 before they are swapped out, so the loss has no jumps. beta =
+    <w, s> / <s, s> (s: the projection without beta) is found per weight at the first split, then
+    fixed. There is no decay. The hidden part is the dense weight itself.
+    """
+
+    def __init__(self) -> None:
+        self.beta: Tensor | None = None
+
+    def bind(self, pattern: Pattern, dim: int) -> SSTE:
+        if not isinstance(pattern, NM):
+            raise ValueError(f"S-STE soft-thresholds N:M groups; it cannot train the pattern {pattern}")
+        bound = copy.deepcopy(self)
+        bound.pattern, bound.dim = pattern, dim
+        return bound
+
+    pattern: NM
+    dim: int
+
+    def split(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        shrunk = (dense.abs() - self.pattern.threshold(dense, mask, dim=self.dim)).clamp_(min=0)
+        soft = torch.where(mask, shrunk.copysign(dense), 0.0)
+        if self.beta is None:
+            wide = soft.double()
+            norm = wide.square().sum()
+            # a weight of equal magnitudes projects to 0: any beta will do
+            self.beta = torch.where(norm > 0, (dense.double() * wide).sum() / norm, 1.0).to(torch.float32)
+        return soft * self.beta.to(device=dense.device, dtype=dense.dtype), dense.clone()
+
+    def merge(self, sparse: Tensor, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        return {} if self.beta is None else {"beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, Tensor | float]) -> None:
+        if "beta" in state:
+            self.beta = torch.as_tensor(state["beta"], dtype=torch.float32)
+
+
+METHODS = ("sr_ste", "ste", "frozen", "s_ste")
+
+
+def named_method(name: str, *, decay: float = 2e-4) -> Method:
+    """The method of that name: "sr_ste" (with ``decay``), "ste", "frozen" or "s_ste".
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == "sr_ste":
+        return SRSTE(decay)
+    if name == "ste":
+        return STE()
+    if name == "frozen":
+        return Frozen()
+    if name == "s_ste":
+        return SSTE()
+    raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)} or pass a Method")

@@ -1,0 +1,214 @@
+"""Sparse outside the optimizer's update, dense inside it: the training core. Knows no Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from lightning_nm.patterns import PackedMask
+from lightning_nm.training.methods import SRSTE, Method, Update
+from lightning_nm.training.schedule import Schedule
+from lightning_nm.training.selection import Selection
+from lightning_nm.training.sparse_weight import SparseWeight
+
+
+class Sparsifier:
+    """Keeps the selected weights sparse while any optimizer trains them.
+
+    >>> import torch
+    >>> from lightning_nm.training import Sparsifier, select
+    >>> model = torch.nn.Linear(8, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with Sparsifier(select(model, "2:4")):
+    ...     model(torch.ones(1, 8)).sum().backward()
+    ...     _ = optimizer.step()
+    >>> int((model.weight != 0).sum())
+    8
+
+    It needs no changes to the model, the loss or the loop: PyTorch's optimizer hooks call it around
+    each ``optimizer.step()``, of whichever optimizer holds a selected weight, now or later. A step with
+    a closure (LBFGS, Lightning) runs every call of the closure at sparse weights.
+
+    Args:
+        selection: from `select`.
+        method: how the hidden part is treated; each weight gets its own copy.
+        schedule: when weights are sparse, counted in optimizer steps.
+
+    Raises:
+        ValueError: the selection is empty, or the method cannot train a selected pattern.
+    """
+
+    def __init__(self, selection: Selection, method: Method | None = None, schedule: Schedule | None = None) -> None:
+        self.method = method or SRSTE()
+        self.schedule = schedule or Schedule()
+        self.weights: list[SparseWeight] = []
+        self._by_param: dict[int, SparseWeight] = {}
+        self._handles: list[RemovableHandle] = []
+        self.adopt(selection)
+
+    # -- which weights ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def adopt(self, selection: Selection, restored: dict[str, Any] | None = None) -> list[str]:
+        """Take (or take again) the selected weights and make them sparse.
+
+        Called again, it follows parameters that were replaced, moved, converted or loaded with other
+        weights in the meantime, and picks up those that were not there yet.
+
+        Args:
+            restored: a `state_dict` to continue from.
+
+        Returns:
+            Names of weights that had been given other values since they were split; these values now
+            count as dense ones.
+
+        Raises:
+            ValueError: ``restored`` belongs to another model, selection, pattern or method.
+        """
+        known = {w.name: w for w in self.weights}
+        if restored is not None:
+            _require_same(restored, [s.name for s in selection.weights])
+        self.weights = []
+        replaced = []
+        for selected in selection.weights:
+            weight = known.get(selected.name)
+            if weight is None or (weight.pattern, weight.dim) != (selected.pattern, selected.dim):
+                weight = SparseWeight(selected, self.method)
+            weight.param = selected.param
+            if restored is not None:
+                weight.load_state_dict(restored[selected.name])
+            if weight.settle(self.schedule):
+                replaced.append(weight.name)
+            self.weights.append(weight)
+        self._by_param = {id(w.param): w for w in self.weights}
+        return replaced
+
+    # -- around the optimizer's step --------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Start to follow optimizer steps. Calling it twice is the same as once."""
+        if not self._handles:
+            self._handles = [
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+            ]
+
+    def detach(self) -> None:
+        """Stop following optimizer steps; weights stay sparse, hidden parts stay here."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.restore()
+
+    def __enter__(self) -> Sparsifier:
+        self.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def restore(self) -> None:
+        """Make every weight sparse that an exception inside a step left dense."""
+        self._reclose(self.weights)
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self._owned(optimizer):
+            return None
+        # args[0] is the optimizer
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._open(optimizer)
+            return None
+
+        def at_sparse_weights() -> Any:
+            self._reclose(w for w, _ in self._owned(optimizer))
+            loss = closure()
+            self._open(optimizer)
+            return loss
+
+        return (args[0],), {**kwargs, "closure": at_sparse_weights}
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for weight, _ in self._owned(optimizer):
+            if weight.is_open:
+                weight.close(self.schedule)
+
+    def _owned(self, optimizer: Optimizer) -> list[tuple[SparseWeight, dict[str, Any]]]:
+        """The selected weights that ``optimizer`` updates, with their parameter groups."""
+        found = self._by_param.get
+        return [(w, g) for g in optimizer.param_groups for p in g["params"] if (w := found(id(p))) is not None]
+
+    @torch.no_grad()
+    def _open(self, optimizer: Optimizer) -> None:
+        # an optimizer that unscales by itself is told the scale, and whether to skip, by the scaler
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        scale = getattr(optimizer, "grad_scale", None)
+        for weight, group in self._owned(optimizer):
+            # no gradient: the optimizer leaves it alone, and so do we
+            if weight.param.grad is not None and not weight.is_open:
+                weight.open(Update(group.get("lr", 0.0), self.schedule.strength(weight.steps), scale))
+
+    @torch.no_grad()
+    def _reclose(self, weights: Iterable[SparseWeight]) -> None:
+        for weight in weights:
+            weight.reclose(moves=self.schedule.refreshes(weight.steps + 1))
+
+    # -- what became of it ------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the weight that has had most."""
+        return max((w.steps for w in self.weights), default=0)
+
+    def masks(self) -> dict[str, PackedMask]:
+        """The masks as they are now (not copies), by parameter name; dense weights have none."""
+        return {w.name: w.mask for w in self.weights if w.mask is not None}
+
+    def take_flips(self) -> dict[str, int]:
+        """Mask entries that changed since this was last called, by name. Waits for a GPU."""
+        flips = {}
+        for weight in self.weights:
+            weight.check_finite()
+            flips[weight.name], weight.flips = int(weight.flips), 0
+        return flips
+
+    def state_dict(self) -> dict[str, Any]:
+        """Hidden parts, masks and counters by parameter name: tensors and builtins only."""
+        self.restore()
+        return {w.name: w.state_dict() for w in self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`, with the model's own (sparse) weights already loaded.
+
+        Raises:
+            ValueError: it belongs to another model, selection, pattern or method.
+        """
+        _require_same(state, [w.name for w in self.weights])
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.load_state_dict(state[weight.name])
+                weight.settle(self.schedule)
+
+
+def _require_same(state: dict[str, Any], names: list[str]) -> None:
+    missing = [n for n in names if n not in state]
+    extra = [n for n in state if n not in names]
+    if missing or extra:
+        raise ValueError(
+            "the checkpoint's sparse weights are not the ones selected now"
+            + (f"; selected but not in the checkpoint: {missing}" if missing else "")
+            + (f"; in the checkpoint but not selected: {extra}" if extra else "")
+            + ". Resume the model and the selection that the checkpoint was made with"
+        )
+
+
