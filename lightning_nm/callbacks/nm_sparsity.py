@@ -1,7 +1,8 @@
 """The callback: N:M sparse training in any Lightning Trainer."""
 
-from __future__ import annotations
+# no `from __future__ import annotations` here: LightningCLI must find evaluated types, see PatternLike
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,11 +13,20 @@ from lightning_nm.callbacks.figures import mask_figure, sad_figure
 from lightning_nm.callbacks.report import COLUMNS, report_rows, report_title
 from lightning_nm.callbacks.table import print_table
 from lightning_nm.callbacks.topology import Topology
-from lightning_nm.patterns import Pattern, PatternText
+from lightning_nm.patterns import PatternText
 from lightning_nm.training import Method, Schedule, Selection, Sparsifier, named_method, select
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lightning_nm.training.selection import PatternLike
+else:
+    # what LightningCLI sees: a checked string, which reads an unquoted 2:4 as it reads "2:4"
+    PatternLike = PatternText
+    with suppress(ImportError):  # without jsonargparse there is no LightningCLI either
+        from jsonargparse.typing import register_type
+
+        register_type(PatternText, lambda pattern: str(PatternText(pattern)), PatternText)
 
 DEFAULT_DECAY = 2e-4
 
@@ -58,7 +68,7 @@ class NMSparsityCallback(Callback):
 
     def __init__(
         self,
-        pattern: PatternText | Pattern = PatternText("2:4"),
+        pattern: PatternLike = "2:4",
         *,
         method: Method | Literal["sr_ste", "ste", "frozen", "s_ste"] = "sr_ste",
         decay: float = DEFAULT_DECAY,
@@ -66,7 +76,7 @@ class NMSparsityCallback(Callback):
         include: list[str] | None = None,
         ignore: list[str] | None = None,
         module_types: list[str] | None = None,
-        overrides: dict[str, PatternText | None] | None = None,
+        overrides: dict[str, PatternLike | None] | None = None,
         ignore_last_linear: bool = False,
         log_every_n_steps: int | None = None,
         log_layers: bool = False,
@@ -112,7 +122,8 @@ class NMSparsityCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._adopt(pl_module, final=True)
-        assert self.sparsifier is not None and self._selection is not None
+        assert self.sparsifier is not None
+        assert self._selection is not None
         if self.picture is not None and self.picture not in (w.name for w in self.sparsifier.weights):
             raise ValueError(
                 f"picture={self.picture!r} is not a selected weight; they are "
@@ -170,7 +181,9 @@ class NMSparsityCallback(Callback):
                 f"NMSparsityCallback: the schedule's dense_from={self.schedule.dense_from} is reached; from here on "
                 "the weights are dense, and so are checkpoints"
             )
-        every = trainer.log_every_n_steps if self.log_every_n_steps is None else self.log_every_n_steps
+        every = self.log_every_n_steps
+        if every is None:
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and steps % every == 0 and steps > self.topology.measured_at:
             values = {f"nm/{k}": v for k, v in self.topology.measure(self.sparsifier, layers=self.log_layers).items()}
             pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False)
@@ -201,11 +214,11 @@ class NMSparsityCallback(Callback):
 
     # -- what it shows ----------------------------------------------------------------------------
 
-    def plot_sad(self) -> Figure:
+    def plot_sad(self) -> "Figure":
         """Flip rate and SAD over the optimizer steps measured so far (needs matplotlib)."""
         return sad_figure(self.topology.history, f"{self.pattern} {type(self.method).__name__}")
 
-    def plot_mask(self, name: str | None = None) -> Figure:
+    def plot_mask(self, name: str | None = None) -> "Figure":
         """The mask of a selected weight as it is now (needs matplotlib).
 
         Raises:

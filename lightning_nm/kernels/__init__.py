@@ -74,4 +74,3 @@ def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tenso
     cpu = _compiled_for(weight, hidden)
     kernel = reference.resplit_ if cpu is None else cpu.resplit_
     return kernel(weight, hidden, bits)
-

@@ -23,7 +23,7 @@ def nm_mask(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
     Ties go to the lowest index. ``weight.shape[dim]`` must be a multiple of ``m``.
     Every pair of a group is compared once, so nothing here depends on a sort's stability.
     """
-    groups = weight.detach().abs().unflatten(dim, (-1, m))
+    groups: Tensor = weight.detach().abs().unflatten(dim, (-1, m))  # type: ignore[no-untyped-call]
     dim = dim % weight.dim() + 1  # the position inside a group
     keys = groups.unbind(dim)  # m tensors, one per position
     # how many entries of the group go before this one
@@ -52,9 +52,7 @@ def split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, mask: Tensor) ->
     return flips, nonfinite
 
 
-def nm_split_(
-    weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int
-) -> tuple[Tensor, Tensor]:
+def nm_split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int) -> tuple[Tensor, Tensor]:
     """`split_` by the N:M mask of the weight itself."""
     return split_(weight, hidden, bits, nm_mask(weight, n, m, dim))
 
@@ -62,4 +60,3 @@ def nm_split_(
 def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> Tensor:
     """`split_` by the mask already in ``bits``; returns the number of non-finite entries."""
     return split_(weight, hidden, bits, unpack_bits(bits, weight.shape))[1]
-

@@ -69,4 +69,3 @@ class Pattern(ABC):
             raise ValueError(f"{self} does not fit a weight of shape {shape}: {reason}")
         if bad := int((~torch.isfinite(weight)).sum()):
             raise ValueError(f"a weight of shape {shape} holds {bad} NaN or infinite entries; it has no {self} mask")
-

@@ -63,7 +63,8 @@ class NM(Pattern):
 
     def groups(self, tensor: Tensor, *, dim: int = 1) -> Tensor:
         """``tensor`` with dimension ``dim`` replaced by two, ``[groups, M]``; the last is ``dim + 1``."""
-        return tensor.unflatten(dim, (-1, self.m))
+        grouped: Tensor = tensor.unflatten(dim, (-1, self.m))  # type: ignore[no-untyped-call]
+        return grouped
 
     def threshold(self, weight: Tensor, mask: Tensor, *, dim: int = 1) -> Tensor:
         """Largest magnitude that ``mask`` removes from each group, broadcast to the weight's shape.

@@ -47,7 +47,7 @@ class Method:
         return copy.deepcopy(self)
 
     def split(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """dense weight, bool mask -> (sparse, hidden), all of the weight's shape.
+        """Dense weight, bool mask -> (sparse, hidden), all of the weight's shape.
 
         Left as it is here, it runs as one fused kernel.
         """

@@ -42,23 +42,20 @@ class Selection:
     """Globs and layer types that matched no parameter."""
 
     def require(self) -> Selection:
-        """This selection, if it is worth training with.
+        """Return this selection if it is worth training with.
 
         Raises:
             ValueError: nothing was selected, or a glob or layer type matched nothing (a typo would
                 otherwise leave layers dense, or make them sparse, in silence).
         """
         if self.unmatched:
-            names = ", ".join([s.name for s in (*self.weights, *self.skipped) if _reason(s) != VECTOR][:8])
+            matrices = [w.name for w in self.weights] + [s.name for s in self.skipped if s.reason != VECTOR]
+            names = ", ".join(matrices[:8])
             raise ValueError(f"these match no parameter: {self.unmatched}. Parameters are named like {names}")
         if not self.weights:
             reasons = "\n".join(f"  {s.name} {list(s.shape)}: {s.reason}" for s in self.skipped if s.reason != VECTOR)
             raise ValueError(f"no weight was selected to become sparse:\n{reasons or '  the model has no weights'}")
         return self
-
-
-def _reason(entry: Selected | Skipped) -> str | None:
-    return entry.reason if isinstance(entry, Skipped) else None
 
 
 class _Owner(NamedTuple):

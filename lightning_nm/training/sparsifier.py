@@ -210,5 +210,3 @@ def _require_same(state: dict[str, Any], names: list[str]) -> None:
             + (f"; in the checkpoint but not selected: {extra}" if extra else "")
             + ". Resume the model and the selection that the checkpoint was made with"
         )
-
-

@@ -86,4 +86,4 @@ def split_step(width: int, infinity: int, nm: tuple[int, int] | None, with_hidde
 
         return signature, codegen
 
-    return step  # type: ignore[no-any-return]
+    return step

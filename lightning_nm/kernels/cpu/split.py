@@ -43,7 +43,7 @@ def _run_lanes(dtype: torch.dtype, nm: tuple[int, int] | None, with_hidden: bool
     width = dtype.itemsize * 8
     step = split_step(width, _AS_INTEGER[dtype][2], nm, with_hidden)
 
-    @njit(nogil=True)  # type: ignore[untyped-decorator]
+    @njit(nogil=True)
     def run(weight, hidden, bits, end):  # type: ignore[no-untyped-def]
         flips = 0
         nonfinite = 0
@@ -53,7 +53,7 @@ def _run_lanes(dtype: torch.dtype, nm: tuple[int, int] | None, with_hidden: bool
             nonfinite += counts >> 16
         return flips, nonfinite
 
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 @cache
@@ -63,7 +63,7 @@ def _run_scalar(dtype: torch.dtype, n: int, m: int, with_hidden: bool) -> Callab
     sign = uint(1 << (dtype.itemsize * 8 - 1))
     magnitude, infinity, zero = uint(sign - uint(1)), uint(infinity_bits), uint(0)
 
-    @njit(nogil=True)  # type: ignore[untyped-decorator]
+    @njit(nogil=True)
     def run(weight, hidden, bits, begin, end, stride):  # type: ignore[no-untyped-def]
         flips = 0
         nonfinite = 0
@@ -92,7 +92,7 @@ def _run_scalar(dtype: torch.dtype, n: int, m: int, with_hidden: bool) -> Callab
                         flips += 1
         return flips, nonfinite
 
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 @cache
@@ -102,7 +102,7 @@ def _run_given(dtype: torch.dtype, with_hidden: bool) -> Callable[..., int]:
     sign = uint(1 << (dtype.itemsize * 8 - 1))
     magnitude, infinity, zero = uint(sign - uint(1)), uint(infinity_bits), uint(0)
 
-    @njit(nogil=True)  # type: ignore[untyped-decorator]
+    @njit(nogil=True)
     def run(weight, hidden, bits, begin, end):  # type: ignore[no-untyped-def]
         nonfinite = 0
         for at in range(begin, end):
@@ -116,7 +116,7 @@ def _run_given(dtype: torch.dtype, with_hidden: bool) -> Callable[..., int]:
                 weight[at] = zero
         return nonfinite
 
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 def _nm_split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int) -> tuple[int, int]:
@@ -145,9 +145,7 @@ def _resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int:
     return nonfinite
 
 
-def _on_contiguous(
-    kernel: Callable[..., Any], weight: Tensor, hidden: Tensor | None, bits: Tensor, *args: int
-) -> Any:
+def _on_contiguous(kernel: Callable[..., Any], weight: Tensor, hidden: Tensor | None, bits: Tensor, *args: int) -> Any:
     """Run ``kernel`` on row-major tensors, through copies where they are not (channels_last)."""
     if weight.is_contiguous() and (hidden is None or hidden.is_contiguous()):
         return kernel(weight, hidden, bits, *args)

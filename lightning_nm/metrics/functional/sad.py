@@ -83,8 +83,9 @@ def sparse_architecture_divergence(
     Raises:
         ValueError: not bool, different layers or different shapes.
 
-    >>> sparse_architecture_divergence(torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False]))
-    {'count': tensor(2., dtype=torch.float64), 'fraction': tensor(0.5000, dtype=torch.float64), 'fraction_of_max': tensor(0.5000, dtype=torch.float64)}
+    >>> before, after = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    >>> sparse_architecture_divergence(before, after)["fraction"]
+    tensor(0.5000, dtype=torch.float64)
     """
     layers = list(before) if isinstance(before, Mapping) else None
     return _sad_compute(_sad_update(before, after), 1, layers)
