@@ -52,7 +52,8 @@ class NMSparsityCallback(Callback):
             match decides and goes before the other rules.
         ignore_last_linear: leave the model's last Linear dense, as the SR-STE paper does.
         log_every_n_steps: optimizer steps between two measurements of flips and SAD, which make the
-            only waits for a GPU. None: the Trainer's ``log_every_n_steps``; 0: never.
+            only waits for a GPU. None: the Trainer's ``log_every_n_steps``; 0: never, and then the two
+            masks that SAD compares with (one bit per weight each) are not kept either.
         log_layers: log the numbers of every layer too.
         picture: name of the weight whose mask is drawn; None: the first selected one.
         report: print the table of selected and skipped weights when training starts.
@@ -129,7 +130,6 @@ class NMSparsityCallback(Callback):
                 f"picture={self.picture!r} is not a selected weight; they are "
                 + ", ".join(w.name for w in self.sparsifier.weights)
             )
-        self.topology.meet(self.sparsifier.masks())
         if trainer.is_global_zero:
             rows = report_rows(self._selection, self.sparsifier)
             if self.report:
@@ -168,7 +168,14 @@ class NMSparsityCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.sparsifier is not None
-        self.topology.remember("epoch", self.sparsifier.masks())
+        if self._log_every(trainer):
+            self.topology.meet(self.sparsifier.masks())
+            self.topology.begin_epoch(trainer.current_epoch, self.sparsifier.masks())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # resumed from the very last batch of an epoch, Lightning starts the next one without saying so
+        if self.topology.epoch != trainer.current_epoch:
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -181,20 +188,27 @@ class NMSparsityCallback(Callback):
                 f"NMSparsityCallback: the schedule's dense_from={self.schedule.dense_from} is reached; from here on "
                 "the weights are dense, and so are checkpoints"
             )
-        every = self.log_every_n_steps
-        if every is None:
-            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and steps % every == 0 and steps > self.topology.measured_at:
+        every = self._log_every(trainer)
+        if not every:
+            return
+        self.topology.meet(self.sparsifier.masks())
+        if steps % every == 0 and steps > self.topology.measured_at:
             values = {f"nm/{k}": v for k, v in self.topology.measure(self.sparsifier, layers=self.log_layers).items()}
             pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False)
             # to the loggers at once: Lightning would drop what falls between its own logging steps
             loggers.log_numbers(trainer.loggers, values, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
+    def _log_every(self, trainer: Trainer) -> int:
+        if self.log_every_n_steps is not None:
+            return self.log_every_n_steps
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.sparsifier is not None
         for weight in self.sparsifier.weights:
             weight.check_finite()
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self._log_every(trainer):
             return
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         rows = self.topology.layer_rows(self.sparsifier)
@@ -224,11 +238,12 @@ class NMSparsityCallback(Callback):
         Raises:
             ValueError: nothing sparse of that name.
         """
-        masks = {} if self.sparsifier is None else self.sparsifier.masks()
-        name = name or self.picture or next(iter(masks), None)
-        if name is None or name not in masks:
-            raise ValueError(f"there is no mask of {name!r} to draw; there are {list(masks)}")
-        return mask_figure(masks[name].unpack(), f"{name} ({self.pattern})")
+        sparse = [] if self.sparsifier is None else [w for w in self.sparsifier.weights if w.mask is not None]
+        name = name or self.picture or (sparse[0].name if sparse else None)
+        for weight in sparse:
+            if weight.name == name and weight.mask is not None:
+                return mask_figure(weight.mask.unpack(), f"{name} ({weight.pattern})")
+        raise ValueError(f"there is no mask of {name!r} to draw; there are {[w.name for w in sparse]}")
 
     # -- checkpoints ------------------------------------------------------------------------------
 

@@ -18,14 +18,16 @@ class Topology:
     def __init__(self) -> None:
         self.history: list[list[float]] = []
         """Rows of `lightning_nm.callbacks.figures.HISTORY`, one for each measurement."""
+        self.epoch = -1
+        """The epoch whose first masks are remembered."""
         self._references: dict[str, dict[str, PackedMask]] = {"start": {}, "epoch": {}}
         self.measured_at = 0
         """Optimizer step of the last measurement."""
-        self._flips: dict[str, int] = {}
 
-    def remember(self, moment: str, masks: dict[str, PackedMask]) -> None:
-        """Make ``masks`` the reference of "epoch" or "start"."""
-        self._references[moment] = {name: mask.clone() for name, mask in masks.items()}
+    def begin_epoch(self, epoch: int, masks: dict[str, PackedMask]) -> None:
+        """Remember ``masks`` as those of the epoch's start."""
+        self.epoch = epoch
+        self._references["epoch"] = {name: mask.clone() for name, mask in masks.items()}
 
     def meet(self, masks: dict[str, PackedMask]) -> None:
         """Take weights that have just become sparse into the references that lack them."""
@@ -43,16 +45,16 @@ class Topology:
         self.meet(masks)
         steps = max(sparsifier.steps - self.measured_at, 1)
         self.measured_at = sparsifier.steps
-        self._flips = sparsifier.take_flips()
+        flips = sparsifier.take_flips()
         if not masks:
             return {}
         numel = sum(mask.numel() for mask in masks.values())
         kept = int(torch.stack([mask.kept().cpu() for mask in masks.values()]).sum())
-        flips = sum(self._flips.values()) / steps
-        values = {"flips": flips, "flip_rate": flips / numel, "sparsity": 1 - kept / numel}
+        per_step = sum(flips.values()) / steps
+        values = {"flips": per_step, "flip_rate": per_step / numel, "sparsity": 1 - kept / numel}
         if layers:
             for name, mask in masks.items():
-                values[f"{name}/flip_rate"] = self._flips[name] / steps / mask.numel()
+                values[f"{name}/flip_rate"] = flips[name] / steps / mask.numel()
         for moment, reference in self._references.items():
             divergence = sparse_architecture_divergence({name: reference[name] for name in masks}, masks)
             for key, value in divergence.items():
@@ -87,11 +89,17 @@ class Topology:
             moment: {name: {"bits": mask.bits, "shape": list(mask.shape)} for name, mask in masks.items()}
             for moment, masks in self._references.items()
         }
-        return {"history": self.history, "measured_at": self.measured_at, "references": references}
+        return {
+            "history": self.history,
+            "measured_at": self.measured_at,
+            "epoch": self.epoch,
+            "references": references,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = [list(row) for row in state["history"]]
         self.measured_at = state["measured_at"]
+        self.epoch = state["epoch"]
         self._references = {
             moment: {name: PackedMask(m["bits"].clone(), torch.Size(m["shape"])) for name, m in masks.items()}
             for moment, masks in state["references"].items()

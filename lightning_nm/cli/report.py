@@ -40,8 +40,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no checkpoint {path}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = "it holds other objects than tensors" if "Unsupported" in str(error) else "it is none, or damaged"
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+        reason = (
+            "it holds other objects than tensors" if "Unsupported global" in str(error) else "it is none, or damaged"
+        )
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint or state dict")

@@ -1,14 +1,15 @@
 """Kernels: they know tensors only. Each call goes to the fastest implementation that is there.
 
-Every implementation gives the same masks, bits and counts as `lightning_nm.kernels.reference`.
+Every implementation gives the same masks, bits and counts as `lightning_nm.kernels.reference`, for finite
+weights. Where NaN or infinity is met it is counted, and the mask of its group means nothing.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from lightning_nm.kernels import reference
@@ -30,21 +31,30 @@ nm_mask = reference.nm_mask
 
 @cache
 def compiled_cpu() -> ModuleType | None:
-    """The compiled CPU kernels, imported at the first call; None where numba is not installed."""
-    if find_spec("numba") is None:
+    """The compiled CPU kernels, imported at the first call; None where numba is missing or does not import."""
+    try:
+        from lightning_nm.kernels.cpu import split
+    except ImportError:
         return None
-    from lightning_nm.kernels.cpu import split
-
     return split
 
 
 def _compiled_for(weight: Tensor, hidden: Tensor | None) -> ModuleType | None:
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" or (hidden is not None and hidden.dtype != weight.dtype):
         return None
     cpu = compiled_cpu()
-    if cpu is None or not cpu.supports(weight) or (hidden is not None and not cpu.supports(hidden)):
-        return None
-    return cpu
+    return cpu if cpu is not None and cpu.supports(weight) else None
+
+
+def _check(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> None:
+    """The compiled kernels write where they are told to: refuse what does not fit."""
+    if bits.dtype != torch.uint8 or bits.shape != (byte_count(weight.numel()),):
+        raise ValueError(
+            f"the mask of a weight of shape {tuple(weight.shape)} takes {byte_count(weight.numel())} uint8 bytes, "
+            f"got {bits.dtype} of shape {tuple(bits.shape)}"
+        )
+    if hidden is not None and hidden.shape != weight.shape:
+        raise ValueError(f"a hidden part of shape {tuple(hidden.shape)} for a weight of shape {tuple(weight.shape)}")
 
 
 def nm_split_(
@@ -60,10 +70,14 @@ def nm_split_(
     Returns:
         (entries whose mask changed, entries that are NaN or infinite): integers on a CPU, int64
         scalars elsewhere, so that nothing waits for a GPU.
+
+    Raises:
+        ValueError: ``bits`` or ``hidden`` are not made for this weight.
     """
+    _check(weight, hidden, bits)
     cpu = _compiled_for(weight, hidden)
     kernel = reference.nm_split_ if cpu is None else cpu.nm_split_
-    return kernel(weight, hidden, bits, n, m, dim)
+    return kernel(weight.detach(), hidden, bits, n, m, dim)
 
 
 def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tensor:
@@ -71,6 +85,7 @@ def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tenso
 
     With ``hidden=None`` it zeroes what the mask removes: frozen weights, masked gradients.
     """
+    _check(weight, hidden, bits)
     cpu = _compiled_for(weight, hidden)
     kernel = reference.resplit_ if cpu is None else cpu.resplit_
-    return kernel(weight, hidden, bits)
+    return kernel(weight.detach(), hidden, bits)

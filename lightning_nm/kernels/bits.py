@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_PLACES = tuple(1 << i for i in range(8))
+
+def _places(device: torch.device) -> Tensor:
+    """Powers of two 1..128, uint8 ``[8]``, made on the device: a copy from the host would wait for it."""
+    return torch.ones(8, dtype=torch.uint8, device=device) << torch.arange(8, dtype=torch.uint8, device=device)
 
 
 def byte_count(numel: int) -> int:
@@ -23,15 +26,13 @@ def pack_bits(mask: Tensor) -> Tensor:
     spare = -flat.numel() % 8
     if spare:
         flat = torch.cat([flat, flat.new_zeros(spare)])
-    places = torch.tensor(_PLACES, dtype=torch.uint8, device=mask.device)
     # [bytes, 8] * [8] -> [bytes]; a sum of distinct powers of two never overflows a byte
-    return (flat.view(-1, 8) * places).sum(1, dtype=torch.uint8)
+    return (flat.view(-1, 8) * _places(mask.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
     """uint8 ``[ceil(numel / 8)]`` -> bool mask of ``shape``."""
-    places = torch.tensor(_PLACES, dtype=torch.uint8, device=bits.device)
-    flat = (bits.unsqueeze(1) & places).ne_(0).bool().view(-1)
+    flat = (bits.unsqueeze(1) & _places(bits.device)).ne_(0).bool().view(-1)
     return flat[: shape.numel()].view(shape)
 
 

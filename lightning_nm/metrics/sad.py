@@ -22,8 +22,11 @@ class SparseArchitectureDivergence(Metric):
 
     Args:
         layers: names to report one by one too, as ``<layer>/count`` and so on; updates must then be
-            mappings with just these names.
+            mappings with just these names. None: totals only, of mappings too.
         kwargs: of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: ``layers`` is a string or names a layer twice.
 
     >>> metric = SparseArchitectureDivergence()
     >>> metric.update(torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False]))
@@ -41,6 +44,8 @@ class SparseArchitectureDivergence(Metric):
 
     def __init__(self, layers: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if isinstance(layers, str) or (layers is not None and len(set(layers)) < len(layers)):
+            raise ValueError(f"layers is a sequence of different names, got {layers!r}")
         self.layers = None if layers is None else list(layers)
         rows = 1 if self.layers is None else len(self.layers)
         self.add_state("counts", torch.zeros(rows, 3, dtype=torch.int64), dist_reduce_fx="sum")

@@ -50,22 +50,34 @@ class Pattern(ABC):
 
     @abstractmethod
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
-        """Number of groups of ``weight`` that hold more non-zeros than the pattern allows."""
+        """Number of groups of ``weight`` that hold more non-zeros than the pattern allows.
+
+        Raises:
+            ValueError: the shape does not fit the pattern.
+        """
 
     @abstractmethod
     def split_(
         self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
     ) -> tuple[int | Tensor, int | Tensor]:
-        """Split a dense weight in place by its own mask: see `lightning_nm.kernels.nm_split_`."""
+        """Split a dense weight in place by its own mask: see `lightning_nm.kernels.nm_split_`.
+
+        Raises:
+            ValueError: the shape does not fit the pattern. NaN and infinity are counted, not raised.
+        """
 
     def check(self, weight: Tensor, dim: int) -> None:
-        """Raise ValueError unless ``weight`` is a finite float tensor whose shape fits the pattern."""
+        """Raise ValueError unless ``weight`` is a float tensor whose shape fits the pattern."""
         shape = tuple(weight.shape)
         if not weight.is_floating_point():
             raise ValueError(f"a {self} mask needs a floating-point weight, got {weight.dtype} of shape {shape}")
         if not -weight.dim() <= dim < weight.dim():
-            raise ValueError(f"a weight of shape {shape} has no dimension {dim} to lay {self} groups along")
+            raise ValueError(f"{self} does not fit a weight of shape {shape}: it has no dimension {dim}")
         if reason := self.why_not(shape, dim=dim):
             raise ValueError(f"{self} does not fit a weight of shape {shape}: {reason}")
+
+    def check_finite(self, weight: Tensor) -> None:
+        """Raise ValueError if ``weight`` holds NaN or infinity. Waits for a GPU."""
         if bad := int((~torch.isfinite(weight)).sum()):
+            shape = tuple(weight.shape)
             raise ValueError(f"a weight of shape {shape} holds {bad} NaN or infinite entries; it has no {self} mask")

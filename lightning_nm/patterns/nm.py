@@ -25,13 +25,15 @@ class NM(Pattern):
     tensor([[ True,  True, False, False, False,  True, False,  True]])
 
     Raises:
-        ValueError: unless ``0 < n <= m``.
+        ValueError: unless n and m are integers and ``0 < n <= m``.
     """
 
     n: int
     m: int
 
     def __post_init__(self) -> None:
+        if type(self.n) is not int or type(self.m) is not int:
+            raise ValueError(f"N and M are whole numbers, got {self.n!r}:{self.m!r}")
         if not 0 < self.n <= self.m:
             raise ValueError(f"N:M keeps N of every M weights, so 0 < N <= M; got {self.n}:{self.m}")
 
@@ -50,15 +52,18 @@ class NM(Pattern):
 
     def mask(self, weight: Tensor, *, dim: int = 1) -> Tensor:
         self.check(weight, dim)
+        self.check_finite(weight)
         return kernels.nm_mask(weight, self.n, self.m, dim)
 
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
+        self.check(weight, dim)
         kept = self.groups(weight != 0, dim=dim).sum(dim % weight.dim() + 1)
         return int((kept > self.n).sum())
 
     def split_(
         self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
     ) -> tuple[int | Tensor, int | Tensor]:
+        self.check(weight, dim)
         return kernels.nm_split_(weight, hidden, bits, self.n, self.m, dim)
 
     def groups(self, tensor: Tensor, *, dim: int = 1) -> Tensor:

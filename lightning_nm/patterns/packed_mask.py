@@ -26,6 +26,9 @@ class PackedMask:
 
     @classmethod
     def pack(cls, mask: Tensor) -> PackedMask:
+        """Pack a bool mask; ValueError for any other dtype."""
+        if mask.dtype != torch.bool:
+            raise ValueError(f"a mask is a bool tensor (True = kept), got {mask.dtype} of shape {tuple(mask.shape)}")
         return cls(pack_bits(mask), mask.shape)
 
     @classmethod

@@ -136,6 +136,7 @@ class SparseWeight:
             "method": type(self.method).__name__,
             "method_state": self.method.state_dict(),
             "steps": self.steps,
+            "flips": int(self.flips),
             "mask": None if self.mask is None else self.mask.bits,
             "hidden": self.hidden,
         }
@@ -165,4 +166,5 @@ class SparseWeight:
             raise ValueError(f"{self.name}: the checkpoint belongs to another model: {error}") from None
         self.hidden = None if hidden is None else hidden.clone()
         self.steps = state["steps"]
+        self.flips = state["flips"]
         self.method.load_state_dict(state["method_state"])

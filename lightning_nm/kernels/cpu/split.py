@@ -7,6 +7,7 @@ first use, about half a second, and kept for the life of the process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -28,8 +29,8 @@ _AS_INTEGER: dict[torch.dtype, tuple[torch.dtype, Any, int]] = {
 
 
 def supports(tensor: Tensor) -> bool:
-    """Whether these kernels can work on ``tensor``."""
-    return tensor.device.type == "cpu" and tensor.dtype in _AS_INTEGER
+    """Whether these kernels know the dtype of ``tensor``."""
+    return tensor.dtype in _AS_INTEGER
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -58,7 +59,7 @@ def _run_lanes(dtype: torch.dtype, nm: tuple[int, int] | None, with_hidden: bool
 
 @cache
 def _run_scalar(dtype: torch.dtype, n: int, m: int, with_hidden: bool) -> Callable[..., tuple[int, int]]:
-    """Any group size and stride, and every dtype: entries of a group are ``stride`` apart."""
+    """Any group size and stride, entries of a group ``stride`` apart; and fp64, which has no lanes."""
     _, uint, infinity_bits = _AS_INTEGER[dtype]
     sign = uint(1 << (dtype.itemsize * 8 - 1))
     magnitude, infinity, zero = uint(sign - uint(1)), uint(infinity_bits), uint(0)
@@ -120,7 +121,8 @@ def _run_given(dtype: torch.dtype, with_hidden: bool) -> Callable[..., int]:
 
 
 def _nm_split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int) -> tuple[int, int]:
-    stride = weight.stride(dim)
+    # not weight.stride(dim): a dimension of size 1 may have any
+    stride = math.prod(weight.shape[dim % weight.dim() + 1 :])
     numel = weight.numel()
     whole = numel // LANES * LANES if stride == 1 and LANES % m == 0 and weight.dtype.itemsize <= 4 else 0
     arrays = _array(weight), _array(weight if hidden is None else hidden), bits.numpy()

@@ -14,8 +14,8 @@ Mask = Tensor | PackedMask
 
 def _counts(before: Mask, after: Mask) -> Tensor:
     """[differing entries, entries, largest possible difference], int64 ``[3]``."""
-    first = before if isinstance(before, PackedMask) else PackedMask.pack(_checked(before))
-    second = after if isinstance(after, PackedMask) else PackedMask.pack(_checked(after))
+    first = before if isinstance(before, PackedMask) else PackedMask.pack(before)
+    second = after if isinstance(after, PackedMask) else PackedMask.pack(after)
     numel = first.numel()
     kept = first.kept() + second.kept().to(first.bits.device)
     # two sets of a and b entries out of numel differ in at most min(a + b, 2 numel - a - b);
@@ -23,16 +23,12 @@ def _counts(before: Mask, after: Mask) -> Tensor:
     return torch.stack([first.distance(second), torch.full_like(kept, numel), torch.minimum(kept, 2 * numel - kept)])
 
 
-def _checked(mask: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise ValueError(f"a mask is a bool tensor (True = kept), got {mask.dtype} of shape {tuple(mask.shape)}")
-    return mask
-
-
 def _sad_update(
     before: Mask | Mapping[str, Mask], after: Mask | Mapping[str, Mask], layers: Sequence[str] | None = None
 ) -> Tensor:
     """Counts per layer, int64 ``[layers, 3]``."""
+    if isinstance(before, Mapping) != isinstance(after, Mapping):
+        raise ValueError("compare a mask with a mask, or masks by name with masks by name")
     first = before if isinstance(before, Mapping) else {"": before}
     second = after if isinstance(after, Mapping) else {"": after}
     names = list(first) if layers is None else list(layers)
@@ -57,8 +53,8 @@ def _sad_compute(counts: Tensor, comparisons: Tensor | int, layers: Sequence[str
     rows.update(zip((f"{name}/" for name in layers or ()), wide))
     values = {}
     for prefix, (differing, numel, largest) in rows.items():
-        values[f"{prefix}count"] = differing / comparisons
-        values[f"{prefix}fraction"] = differing / numel
+        values[f"{prefix}count"] = differing / max(int(comparisons), 1)
+        values[f"{prefix}fraction"] = differing / numel.clamp(min=1)
         values[f"{prefix}fraction_of_max"] = differing / largest.clamp(min=1)
     return values
 

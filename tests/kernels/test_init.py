@@ -1,0 +1,126 @@
+"""The dispatch: the compiled kernels where they can work, the reference elsewhere, the same results."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_nm import kernels
+from tests.kernels.cases import DTYPES, weight_of
+from tests.oracles import nm_mask_by_hand, raw, split_by_hand
+
+
+@pytest.fixture
+def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "compiled_cpu", lambda: None)
+
+
+def split(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, int | Tensor, int | Tensor]:
+    """(sparse, hidden, bits, flips, nonfinite) of a copy."""
+    weight, hidden = weight.clone(), torch.empty_like(weight)
+    bits = torch.zeros(kernels.byte_count(weight.numel()), dtype=torch.uint8)
+    return weight, hidden, bits, *kernels.nm_split_(weight, hidden, bits, 2, 4, 1)
+
+
+def test_with_numba_the_counts_are_integers() -> None:
+    """The compiled kernels are the ones that ran."""
+    pytest.importorskip("numba")
+    *_, flips, nonfinite = split(weight_of("normal", (3, 8), torch.float32))
+    assert (type(flips), type(nonfinite)) == (int, int)
+
+
+@pytest.mark.usefixtures("no_numba")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_numba_the_result_is_the_same(dtype: torch.dtype) -> None:
+    """Everything works without, at lower speed."""
+    weight = weight_of("ties", (3, 8), dtype)
+    sparse, hidden = split_by_hand(weight, nm_mask_by_hand(weight, 2, 4))
+    got_sparse, got_hidden, _, flips, _ = split(weight)
+    assert torch.equal(raw(got_sparse), raw(sparse))
+    assert torch.equal(raw(got_hidden), raw(hidden))
+    assert isinstance(flips, Tensor)
+
+
+@pytest.mark.parametrize("block", ["sys.modules['numba'] = None", "sys.meta_path.insert(0, Broken())"])
+def test_a_machine_on_which_numba_does_not_import(block: str) -> None:
+    """Absent, or installed beside a numpy or a Python that it refuses: both run on the reference."""
+    script = f"""
+import sys, importlib.machinery
+class Broken:  # finds numba, and fails to load it
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "numba" else None
+    def create_module(self, spec): return None
+    def exec_module(self, module): raise ImportError("Numba needs NumPy 2.3 or less")
+{block}
+import torch
+from lightning_nm import kernels
+weight, bits = torch.tensor([[1.0, -3.0, 2.0, 0.5]]), torch.zeros(1, dtype=torch.uint8)
+kernels.nm_split_(weight, None, bits, 2, 4, 1)
+kernels.resplit_(weight, None, bits)
+assert weight.tolist() == [[0.0, -3.0, 2.0, 0.0]], weight
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "gaps"])
+def test_any_layout_splits_alike(layout: str) -> None:
+    """A weight that is not row-major has the split of its values."""
+    rows = weight_of("ties", (4, 8, 3, 3), torch.float32)
+    weight = {
+        "channels_last": lambda: rows.to(memory_format=torch.channels_last),
+        "transposed": lambda: rows.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        "gaps": lambda: rows.repeat_interleave(2, dim=1)[:, ::2],
+    }[layout]()
+    bits = torch.zeros(36, dtype=torch.uint8)
+    sparse, hidden = split_by_hand(rows, nm_mask_by_hand(rows, 2, 4))
+    removed = torch.empty_like(weight)
+    kernels.nm_split_(weight, removed, bits, 2, 4, 1)
+    assert torch.equal(raw(weight), raw(sparse))
+    assert torch.equal(raw(removed), raw(hidden))
+
+
+def test_hidden_of_another_dtype_is_filled_as_the_reference_does() -> None:
+    """A float64 hidden part of a float32 weight holds its values, not its bits."""
+    weight = weight_of("normal", (2, 16), torch.float32)
+    _, removed = split_by_hand(weight, nm_mask_by_hand(weight, 2, 4))
+    hidden = torch.empty(2, 16, dtype=torch.float64)
+    kernels.nm_split_(weight, hidden, torch.zeros(4, dtype=torch.uint8), 2, 4, 1)
+    assert torch.equal(hidden, removed.double())
+
+
+def test_resplit_goes_the_same_way() -> None:
+    """The mask in the bits, whoever runs."""
+    weight = weight_of("normal", (3, 8), torch.float32)
+    mask = nm_mask_by_hand(weight, 1, 4)
+    sparse, _ = split_by_hand(weight, mask)
+    assert int(kernels.resplit_(weight, None, kernels.pack_bits(mask))) == 0
+    assert torch.equal(raw(weight), raw(sparse))
+
+
+def test_importing_the_kernels_loads_no_numba() -> None:
+    """It is loaded at the first split."""
+    script = "import sys, lightning_nm.kernels; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gpu_splits_like_the_cpu(dtype: torch.dtype) -> None:
+    """Masks are identical on CPU and CUDA, and nothing waits."""
+    weight = weight_of("ties", (16, 32, 3), dtype)
+    for mine, theirs in zip(split(weight)[:2], split_on_gpu(weight)):
+        assert torch.equal(raw(theirs.cpu()), raw(mine))
+
+
+def split_on_gpu(weight: Tensor) -> tuple[Tensor, Tensor]:
+    weight = weight.cuda()
+    hidden = torch.empty_like(weight)
+    bits = torch.zeros(kernels.byte_count(weight.numel()), dtype=torch.uint8, device="cuda")
+    kernels.nm_split_(weight, hidden, bits, 2, 4, 1)
+    return weight, hidden

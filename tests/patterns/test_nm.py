@@ -1,0 +1,158 @@
+"""N:M masks: N kept of every M along the reduction dimension."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_nm.kernels import byte_count
+from lightning_nm.patterns import NM, PackedMask
+from tests.kernels.cases import PATTERNS, weight_of
+from tests.oracles import nm_mask_by_hand, raw, split_by_hand
+
+
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+@pytest.mark.parametrize("taps", [(), (3, 2)], ids=["linear", "conv2d"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_mask_is_the_sorted_one(dim: int, taps: tuple[int, ...], n: int, m: int) -> None:
+    """Bit for bit the brute-force mask, ties included."""
+    shape = (2 * m, 3, *taps) if dim == 0 else (3, 2 * m, *taps)
+    weight = weight_of("ties", shape, torch.float32)
+    assert torch.equal(NM(n, m).mask(weight, dim=dim), nm_mask_by_hand(weight, n, m, dim))
+
+
+def test_convolution_groups_run_along_input_channels() -> None:
+    """At a fixed output channel and tap, so every tap has a mask of its own."""
+    weight = torch.randn(2, 4, 3, 3)
+    mask = NM(2, 4).mask(weight)
+    assert torch.equal(mask[1, :, 2, 0], NM(2, 4).mask(weight[1, :, 2, 0], dim=0))
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 4), (5, 4), (-1, 4), (1, 0), (0, 0), (-4, -2)])
+def test_impossible_patterns_are_refused(n: int, m: int) -> None:
+    """The message shows the pattern and the rule."""
+    with pytest.raises(ValueError, match=rf"0 < N <= M; got {n}:{m}"):
+        NM(n, m)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2.0, 4), (2, 4.0), (1.5, 4), ("2", "4"), (True, 4)])
+def test_n_and_m_are_integers(n: object, m: object) -> None:
+    """A pattern that cannot be written as N:M is refused when it is made, not when it is used."""
+    with pytest.raises(ValueError):
+        NM(n, m)
+
+
+@pytest.mark.parametrize(("n", "m", "density"), [(2, 4, 0.5), (1, 16, 0.0625), (5, 5, 1.0)])
+def test_density_is_the_share_that_is_kept(n: int, m: int, density: float) -> None:
+    """N counts kept entries, not zeros."""
+    assert NM(n, m).density == density
+
+
+def test_equal_patterns_are_equal() -> None:
+    """By value."""
+    assert NM(2, 4) == NM(2, 4) != NM(4, 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "span", "fits"),
+    [
+        ((3, 8), 1, None, True),
+        ((3, 6), 1, None, False),
+        ((8, 3), 0, None, True),
+        ((3, 8, 3, 3), -3, None, True),
+        ((8, 4), 0, 4, True),  # two conv groups of 4
+        ((12, 4), 0, 6, False),  # a 2:4 group would cross from one conv group into the next
+    ],
+)
+def test_why_not_says_whether_groups_fit(shape: tuple[int, ...], dim: int, span: int | None, fits: bool) -> None:
+    """None if they do."""
+    assert (NM(2, 4).why_not(shape, dim=dim, span=span) is None) is fits
+
+
+def test_why_not_gives_the_sizes() -> None:
+    """The report repeats this sentence."""
+    assert NM(2, 4).why_not((3, 6)) == "the 6 inputs that one output sums over are not a multiple of 4"
+
+
+@pytest.mark.parametrize("taps", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_violations_are_the_groups_with_too_many(dim: int, taps: tuple[int, ...]) -> None:
+    """Fewer non-zeros than N are fine; each group counts once, and -0.0 is a zero."""
+    weight = torch.zeros(8, 8, *taps)
+    group = weight.movedim(dim, 0)
+    group[0:3, 1] = 1.0  # three of four, at every tap
+    group[4:8, 2] = 1.0  # four of four
+    group[0:2, 3] = -1.0  # just two
+    group[2, 3] = -0.0
+    assert NM(2, 4).violations(weight, dim=dim) == 2 * torch.Size(taps).numel()
+
+
+def test_violations_do_not_straddle_groups() -> None:
+    """Four non-zeros in a row may be two and two."""
+    assert NM(2, 4).violations(torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]])) == 0
+
+
+def test_violations_of_a_shape_that_does_not_fit() -> None:
+    """Verifying a weight that cannot have the pattern says so."""
+    with pytest.raises(ValueError, match=r"2:4.*\(3, 6\)"):
+        NM(2, 4).violations(torch.zeros(3, 6))
+
+
+def test_split_splits_by_the_mask() -> None:
+    """Weight and hidden, as the kernels make them."""
+    weight = weight_of("ties", (3, 8), torch.float32)
+    packed, hidden = PackedMask.empty(weight), torch.empty_like(weight)
+    mask = nm_mask_by_hand(weight, 2, 4)
+    sparse, removed = split_by_hand(weight, mask)
+    NM(2, 4).split_(weight, hidden, packed.bits)
+    assert torch.equal(raw(weight), raw(sparse))
+    assert torch.equal(raw(hidden), raw(removed))
+    assert torch.equal(packed.unpack(), mask)
+
+
+def test_split_runs_along_the_dimension() -> None:
+    """Transposed layers reduce along dimension 0."""
+    weight = weight_of("normal", (8, 3), torch.float32)
+    packed, mask = PackedMask.empty(weight), nm_mask_by_hand(weight, 1, 4, dim=0)
+    NM(1, 4).split_(weight, None, packed.bits, dim=0)
+    assert torch.equal(packed.unpack(), mask)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 6), 1), ((6, 3), 0), ((3, 8), 2), ((8,), 1)])
+def test_split_of_a_shape_that_does_not_fit(shape: tuple[int, ...], dim: int) -> None:
+    """A ValueError that names pattern and shape, before anything is written."""
+    buffer = torch.ones(64)  # room behind the weight, should a kernel run past its end
+    weight = buffer[: torch.Size(shape).numel()].view(shape)
+    bits = torch.zeros(16, dtype=torch.uint8)[: byte_count(weight.numel())]
+    with pytest.raises(ValueError, match=rf"2:4.*\({shape[0]},"):
+        NM(2, 4).split_(weight, None, bits, dim=dim)
+
+
+def test_groups_come_right_after_the_dimension() -> None:
+    """[groups, M] in place of the dimension."""
+    weight = torch.arange(48.0).view(2, 8, 3)
+    groups = NM(2, 4).groups(weight)
+    assert groups.shape == (2, 2, 4, 3)
+    assert torch.equal(groups[1, 1, :, 2], weight[1, 4:, 2])
+
+
+@settings(deadline=None)
+@given(m=st.integers(1, 8), data=st.data(), dim=st.integers(0, 2), seed=st.integers(0, 99))
+def test_threshold_is_the_largest_magnitude_removed(m: int, data: st.DataObject, dim: int, seed: int) -> None:
+    """The (M-N)-th smallest magnitude of each group, and 0 where nothing is removed."""
+    n = data.draw(st.integers(1, m))
+    shape = [2, 3, 2]
+    shape[dim] = 2 * m
+    weight = weight_of("ties", tuple(shape), torch.float32, seed)
+    rows = weight.abs().movedim(dim, -1).reshape(-1, m).tolist()
+    expected = torch.tensor([[sorted(row)[m - n - 1] if n < m else 0.0] * m for row in rows])
+    threshold = NM(n, m).threshold(weight, nm_mask_by_hand(weight, n, m, dim), dim=dim)
+    assert torch.equal(threshold.movedim(dim, -1).reshape(-1, m), expected)
+
+
+def test_threshold_keeps_the_dtype() -> None:
+    """A bf16 weight has a bf16 threshold."""
+    weight = weight_of("normal", (2, 8), torch.bfloat16)
+    assert NM(2, 4).threshold(weight, NM(2, 4).mask(weight)).dtype == torch.bfloat16

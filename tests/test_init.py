@@ -1,0 +1,53 @@
+"""What importing costs: nothing for the package, no Lightning and no compiler for its rooms."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import lightning_nm
+
+ROOMS = "lightning_nm, lightning_nm.patterns, lightning_nm.kernels, lightning_nm.metrics, lightning_nm.training"
+
+
+def loaded_by(imports: str) -> set[str]:
+    """Top-level modules that a fresh Python has loaded after ``import <imports>``."""
+    script = f"import sys\nimport {imports}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    """It costs nothing."""
+    assert not {"torch", "lightning", "numba"} & loaded_by("lightning_nm")
+
+
+def test_importing_the_rooms_loads_no_lightning_and_no_compiler() -> None:
+    """Masks, metrics and training are for any torch program."""
+    assert not {"lightning", "pytorch_lightning", "numba", "wandb", "jsonargparse"} & loaded_by(ROOMS)
+
+
+def test_the_rooms_load_no_triton() -> None:
+    """Where torch and torchmetrics load it themselves it is theirs; nothing of ours does."""
+    theirs = loaded_by("torch, torchmetrics")
+    assert "triton" not in loaded_by(f"torch, torchmetrics, {ROOMS}") - theirs
+
+
+@pytest.mark.parametrize("name", lightning_nm.__all__)
+def test_public_names_are_there(name: str) -> None:
+    """Each is loaded when first used."""
+    assert getattr(lightning_nm, name).__name__ == name
+
+
+def test_public_names_are_listed() -> None:
+    """For completion in a shell, before they are loaded."""
+    assert set(lightning_nm.__all__) <= set(dir(lightning_nm))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """As in any module."""
+    with pytest.raises(AttributeError, match="'lightning_nm' has no attribute 'nothing'"):
+        lightning_nm.nothing  # noqa: B018

@@ -1,0 +1,293 @@
+"""One weight by itself: its memory, its bits, its dtypes and layouts, what it saves and what it refuses."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_nm.patterns import NM
+from lightning_nm.training import SRSTE, SSTE, Frozen, Method, Schedule, Selected, SparseWeight, Update
+from tests.oracles import hamming_by_hand, nm_mask_by_hand, raw
+from tests.training.runs import master, most_kept, noise
+
+UPDATE = Update(lr=0.1, strength=1.0, grad_scale=None)
+ALWAYS = Schedule()
+
+
+def sparse_weight(dense: Tensor, method: Method | None = None, *, pattern: NM = NM(2, 4), dim: int = 1) -> SparseWeight:
+    """A parameter of a copy of these values, already sparse."""
+    param = nn.Parameter(dense.clone())
+    weight = SparseWeight(Selected("layer.weight", param, pattern, dim), method or SRSTE())
+    with torch.no_grad():
+        weight.split()
+    return weight
+
+
+def update(weight: SparseWeight, change: Tensor, schedule: Schedule = ALWAYS) -> Tensor:
+    """One optimizer step that adds ``change`` to the dense weight; returns the dense weight after it."""
+    weight.param.grad = torch.zeros_like(weight.param)
+    with torch.no_grad():
+        weight.open(UPDATE)
+        weight.param += change
+        dense = weight.param.detach().clone()
+        weight.close(schedule)
+    return dense
+
+
+# -- what it is made of -------------------------------------------------------------------------------
+
+
+def tensors_in(thing: Any) -> list[Tensor]:
+    """Every tensor among the attributes of ``thing`` and of what belongs to it."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    return [tensor for value in getattr(thing, "__dict__", {}).values() for tensor in tensors_in(value)]
+
+
+def bytes_beside(weight: SparseWeight) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors_in(weight) if t is not weight.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 12), (3, 4), (5, 4, 3, 3)])
+def test_memory_is_one_copy_and_one_bit_per_weight(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Beside the weight lie its hidden part and ``ceil(numel / 8)`` bytes of mask, nothing else."""
+    weight = sparse_weight(noise(*shape).to(dtype))
+    update(weight, noise(*shape, seed=1).to(dtype))
+    numel = weight.param.numel()
+    assert bytes_beside(weight) == numel * dtype.itemsize + (numel + 7) // 8
+
+
+def test_frozen_memory_is_one_bit_per_weight() -> None:
+    """A method that keeps nothing hidden pays for the mask alone."""
+    weight = sparse_weight(noise(5, 12), Frozen())
+    update(weight, noise(5, 12, seed=1))
+    assert bytes_beside(weight) == 8
+
+
+def test_a_dense_weight_takes_no_memory() -> None:
+    """Before the schedule's start there is nothing to keep."""
+    weight = SparseWeight(Selected("w", nn.Parameter(noise(4, 8)), NM(2, 4), 1), SRSTE())
+    weight.settle(Schedule(start=1))
+    assert bytes_beside(weight) == 0
+
+
+# -- the dense weight, bit for bit ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [SRSTE, SSTE])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_opening_returns_the_dense_weight_bit_for_bit(dtype: torch.dtype, make: Callable[[], Method]) -> None:
+    """Sparse + hidden is the dense master in every dtype, signs of zeros included (promise 2)."""
+    dense = noise(6, 16).to(dtype)
+    dense[0, :4] = torch.tensor([0.0, -0.0, -0.0, 0.0])
+    dense[1, :4] = torch.tensor([3.0, 2.0, -0.0, 0.0])
+    weight = sparse_weight(dense, make())
+    weight.param.grad = torch.zeros_like(weight.param)
+    with torch.no_grad():
+        weight.open(UPDATE)
+    assert torch.equal(raw(weight.param), raw(dense))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_masks_are_the_pattern_in_every_dtype(dtype: torch.dtype) -> None:
+    """Masks are right in half precision too, where ties are common: the lowest index wins."""
+    dense = (noise(6, 16) * 4).round().div(4).to(dtype)
+    weight = sparse_weight(dense)
+    dense = update(weight, (noise(6, 16, seed=1) * 4).round().div(4).to(dtype))
+    assert torch.equal(weight.mask.unpack(), nm_mask_by_hand(dense, 2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_dtype(dtype: torch.dtype) -> None:
+    """Neither the weight nor its hidden part is widened."""
+    weight = sparse_weight(noise(4, 8).to(dtype))
+    update(weight, noise(4, 8, seed=1).to(dtype))
+    assert (weight.param.dtype, weight.hidden.dtype) == (dtype, dtype)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_channels_last_equals_contiguous(dim: int) -> None:
+    """The memory format of a convolution changes neither its numbers nor its mask's bits."""
+    dense = noise(8, 8, 3, 3)
+    plain = sparse_weight(dense, dim=dim)
+    last = sparse_weight(dense.contiguous(memory_format=torch.channels_last), dim=dim)
+    for seed in range(1, 4):
+        change = noise(8, 8, 3, 3, seed=seed)
+        update(plain, change)
+        update(last, change)
+    assert torch.equal(last.mask.bits, plain.mask.bits)
+    assert torch.equal(raw(last.param), raw(plain.param))
+    assert torch.equal(raw(last.hidden), raw(plain.hidden))
+
+
+def test_channels_last_stays_channels_last() -> None:
+    """Splitting does not rearrange a parameter's memory."""
+    weight = sparse_weight(noise(8, 8, 3, 3).contiguous(memory_format=torch.channels_last))
+    update(weight, noise(8, 8, 3, 3, seed=1))
+    assert weight.param.is_contiguous(memory_format=torch.channels_last)
+    assert weight.hidden.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_groups_along_dim_0() -> None:
+    """A transposed convolution's groups run down its first dimension."""
+    dense = noise(8, 3, 2)
+    weight = sparse_weight(dense, dim=0)
+    assert torch.equal(weight.mask.unpack(), nm_mask_by_hand(dense, 2, 4, dim=0))
+
+
+# -- counting ---------------------------------------------------------------------------------------------
+
+
+def test_flips_are_counted_by_entry() -> None:
+    """Flips add up over steps, entry by entry, the first mask not being one."""
+    weight = sparse_weight(noise(6, 16))
+    before, flips = weight.mask.unpack(), 0
+    for seed in range(1, 4):
+        update(weight, noise(6, 16, seed=seed))
+        after = weight.mask.unpack()
+        flips += hamming_by_hand(before, after)
+        before = after
+    assert flips > 0
+    assert int(weight.flips) == flips
+
+
+def test_reclosing_counts_no_step() -> None:
+    """A closure that runs again, or a step that broke off, is no step."""
+    weight = sparse_weight(noise(4, 8))
+    weight.param.grad = torch.zeros_like(weight.param)
+    with torch.no_grad():
+        weight.open(UPDATE)
+        weight.reclose(moves=True)
+    assert (weight.steps, weight.is_open, most_kept(weight.param, 4)) == (0, False, 2)
+
+
+def test_reclosing_may_leave_the_mask() -> None:
+    """Between refreshes a broken-off step does not move the mask either."""
+    weight = sparse_weight(noise(4, 8))
+    mask = weight.mask.unpack()
+    weight.param.grad = torch.zeros_like(weight.param)
+    with torch.no_grad():
+        weight.open(UPDATE)
+        weight.param += noise(4, 8, seed=1)
+        dense = weight.param.detach().clone()
+        weight.reclose(moves=False)
+    assert torch.equal(weight.mask.unpack(), mask)
+    assert torch.equal(raw(master(weight)), raw(dense))
+
+
+# -- NaN and infinity ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [SRSTE(), SSTE(), Frozen()])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("shape", [(3, 4), (4, 16)])
+def test_nonfinite_weights_are_refused_by_name_and_step(shape: tuple[int, int], wrong: float, method: Method) -> None:
+    """A mask of NaN would mean nothing: the error names the weight and the optimizer step (promise 7)."""
+    weight = sparse_weight(noise(*shape), method)
+    update(weight, torch.zeros(shape))
+    change = torch.zeros(shape)
+    change[0, 0] = wrong
+    with pytest.raises(ValueError, match=r"layer\.weight .*1 NaN or infinite entries at optimizer step 2"):
+        update(weight, change)
+
+
+# -- following the parameter ----------------------------------------------------------------------------------
+
+
+def test_settling_follows_a_dtype() -> None:
+    """A converted parameter keeps its mask and its hidden part, in the new dtype."""
+    weight = sparse_weight(noise(4, 8))
+    hidden, mask = weight.hidden.clone(), weight.mask.unpack()
+    weight.param = nn.Parameter(weight.param.detach().bfloat16())
+    assert not weight.settle(ALWAYS)
+    assert torch.equal(raw(weight.hidden), raw(hidden.bfloat16()))
+    assert torch.equal(weight.mask.unpack(), mask)
+
+
+def test_settling_notices_other_weights() -> None:
+    """Values that do not fit the mask are new dense ones."""
+    weight = sparse_weight(noise(4, 8))
+    dense = noise(4, 8, seed=1)
+    with torch.no_grad():
+        weight.param.copy_(dense)
+        assert weight.settle(ALWAYS)
+    assert torch.equal(raw(master(weight)), raw(dense))
+
+
+def test_beta_belongs_to_the_weights_that_are_trained() -> None:
+    """Pretrained weights loaded after set-up get their own S-STE scale, not the random initialisation's."""
+    weight = sparse_weight(torch.rand(64, 64, generator=torch.Generator().manual_seed(0)), SSTE())
+    dense = noise(64, 64) ** 3
+    with torch.no_grad():
+        weight.param.copy_(dense)
+        weight.settle(ALWAYS)
+    assert float(weight.method.beta) == pytest.approx(float(sparse_weight(dense, SSTE()).method.beta))
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    """A parameter replaced by one of another shape does not fit its mask."""
+    weight = sparse_weight(noise(4, 8))
+    weight.param = nn.Parameter(noise(4, 12))
+    with pytest.raises(ValueError, match=r"layer\.weight: .*\[4, 8\].*\[4, 12\]"):
+        weight.settle(ALWAYS)
+
+
+# -- state ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [SRSTE, Frozen, SSTE])
+def test_state_goes_through_a_weights_only_file(make: Callable[[], Method]) -> None:
+    """Saved with torch.save and read with ``weights_only``, the state continues the weight bit for bit."""
+    weight = sparse_weight(noise(4, 8), make())
+    update(weight, noise(4, 8, seed=1))
+    file = io.BytesIO()
+    torch.save(weight.state_dict(), file)
+    file.seek(0)
+    resumed = SparseWeight(Selected("layer.weight", nn.Parameter(weight.param.detach().clone()), NM(2, 4), 1), make())
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    with torch.no_grad():
+        assert not resumed.settle(ALWAYS)
+    for seed in (2, 3):
+        update(weight, noise(4, 8, seed=seed))
+        update(resumed, noise(4, 8, seed=seed))
+    assert torch.equal(raw(resumed.param), raw(weight.param))
+    assert resumed.steps == weight.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pattern": "1:4"}, "pattern 1:4.*2:4"),
+        ({"dim": 0}, "dim 0.*1"),
+        ({"method": "Frozen"}, "method Frozen.*SRSTE"),
+        ({"hidden": torch.zeros(4, 4)}, r"\[4, 4\].*\[4, 8\]"),
+        ({"mask": torch.zeros(3, dtype=torch.uint8)}, r"\(4, 8\) takes 4 bytes"),
+        ({"mask": torch.zeros(4, dtype=torch.int64)}, "int64"),
+    ],
+    ids=["pattern", "dim", "method", "hidden shape", "mask size", "mask dtype"],
+)
+def test_state_of_another_run_is_refused(change: dict[str, Any], named: str) -> None:
+    """What does not belong here is refused with the weight's name and what differs (promise 7)."""
+    weight = sparse_weight(noise(4, 8))
+    with pytest.raises(ValueError, match=rf"layer\.weight: .*{named}"):
+        weight.load_state_dict({**weight.state_dict(), **change})
+
+
+def test_state_of_another_shape_is_refused_without_a_hidden_part() -> None:
+    """A frozen weight's state has only bits; as many bits of another shape are another model's (promise 7)."""
+    state = sparse_weight(noise(8, 4), Frozen()).state_dict()
+    with pytest.raises(ValueError, match=r"layer\.weight"):
+        sparse_weight(noise(4, 8), Frozen()).load_state_dict(state)
+
+
+def test_state_without_its_hidden_part_is_refused() -> None:
+    """A sparse SR-STE weight cannot go on without what its mask removed (promise 7)."""
+    weight = sparse_weight(noise(4, 8))
+    with pytest.raises(ValueError, match=r"layer\.weight"):
+        weight.load_state_dict({**weight.state_dict(), "hidden": None})
