@@ -14,7 +14,8 @@ from lightning_nm.callbacks.report import COLUMNS, report_rows, report_title
 from lightning_nm.callbacks.table import print_table
 from lightning_nm.callbacks.topology import Topology
 from lightning_nm.patterns import PatternText
-from lightning_nm.training import Method, Schedule, Selection, Sparsifier, named_method, select
+from lightning_nm.training import SRSTE, Method, Schedule, Selection, Sparsifier, named_method, select
+from lightning_nm.training.sparsifier import require_joined
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,10 +85,13 @@ class NMSparsityCallback(Callback):
         picture: str | None = None,
         report: bool = True,
     ) -> None:
-        if isinstance(method, Method) and decay != DEFAULT_DECAY:
-            raise ValueError(f"decay={decay} belongs to the method: give it to {type(method).__name__}(...) instead")
+        if method != "sr_ste" and decay != DEFAULT_DECAY:
+            raise ValueError(f"decay={decay} is that of method='sr_ste'; a Method takes its own, {method!r} has none")
         self.pattern = PatternText(pattern)
-        self.method = method if isinstance(method, Method) else named_method(method, decay=decay)
+        if method == "sr_ste":
+            self.method: Method = SRSTE(decay)
+        else:
+            self.method = method if isinstance(method, Method) else named_method(method)
         self.schedule = schedule
         self.log_every_n_steps = log_every_n_steps
         self.log_layers = log_layers
@@ -147,10 +151,12 @@ class NMSparsityCallback(Callback):
         if final:
             self._selection.require()
         if self.sparsifier is None:
-            self.sparsifier = Sparsifier(self._selection, self.method, self.schedule)
+            self.sparsifier = Sparsifier(None, self.method, self.schedule)
         restored = self._restored
         if restored is not None and (final or self._selection.weights):
-            self.sparsifier.adopt(self._selection, restored["weights"])
+            strangers = self.sparsifier.adopt(self._selection, restored["weights"])
+            if final:
+                require_joined(strangers)
             self.topology.load_state_dict(restored["topology"])
         else:
             replaced = self.sparsifier.adopt(self._selection)

@@ -26,8 +26,16 @@ Role = Gemm | str
 _Rule = Callable[[nn.Module, str, Tensor], Role]
 
 
+VECTOR = "a vector (bias or scale): no GEMM sums over it"
+
+
 def _along(dim: int) -> _Rule:
-    return lambda module, name, weight: Gemm(dim, weight.shape[dim])
+    def rule(module: nn.Module, name: str, weight: Tensor) -> Role:
+        if dim >= weight.dim():
+            return f"it has no dimension {dim}, along which {type(module).__name__} was registered to sum"
+        return Gemm(dim, weight.shape[dim])
+
+    return rule
 
 
 def _not(reason: str) -> _Rule:
@@ -39,7 +47,7 @@ def _conv(module: nn.Module, name: str, weight: Tensor) -> Role:
     dim = 0 if isinstance(module, _ConvTransposeNd) else 1
     span = module.in_channels // module.groups
     if span == 1:
-        return "depthwise: every output sums over a single input channel"
+        return ("depthwise: " if module.groups > 1 else "") + "every output sums over a single input channel"
     return Gemm(dim, span)
 
 
@@ -94,6 +102,3 @@ def role(module: nn.Module, name: str, param: Tensor) -> Role:
     if kind == "ParametrizationList":
         return "part of a parametrised weight; remove the parametrisation first"
     return f"unknown layer type {kind}; name its reduction dimension with lightning_nm.training.register_layer"
-
-
-VECTOR = "a vector (bias or scale): no GEMM sums over it"

@@ -22,6 +22,8 @@ class Update(NamedTuple):
     """Fraction of the full decay, from the schedule's ramp."""
     grad_scale: Tensor | None
     """Factor still on the gradients, where the optimizer unscales them itself; None: they are unscaled."""
+    again: bool = False
+    """The same step has come here before: an optimizer calls its closure several times (LBFGS)."""
 
 
 class Method:
@@ -58,7 +60,10 @@ class Method:
         return sparse + hidden
 
     def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
-        """Add the method's gradient term, in place, just before the optimizer's update."""
+        """Add the method's gradient term, in place, just before the optimizer's update.
+
+        Gradients are new at every call of a closure; what is changed in ``hidden`` stays (``update.again``).
+        """
 
     def state_dict(self) -> dict[str, Tensor | float]:
         return {}
@@ -97,7 +102,8 @@ class SRSTE(Method):
         if decay == 0:
             return
         if self.placement == "decoupled":
-            hidden.mul_(1 - update.lr * decay)
+            if not update.again:
+                hidden.mul_(1 - update.lr * decay)
         elif update.grad_scale is None:
             grad.add_(hidden, alpha=decay)
         else:
@@ -134,6 +140,9 @@ class SSTE(Method):
     fixed. There is no decay. The hidden part is the dense weight itself.
     """
 
+    pattern: NM
+    dim: int
+
     def __init__(self) -> None:
         self.beta: Tensor | None = None
 
@@ -143,9 +152,6 @@ class SSTE(Method):
         bound = copy.deepcopy(self)
         bound.pattern, bound.dim = pattern, dim
         return bound
-
-    pattern: NM
-    dim: int
 
     def split(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         shrunk = (dense.abs() - self.pattern.threshold(dense, mask, dim=self.dim)).clamp_(min=0)
@@ -168,21 +174,15 @@ class SSTE(Method):
             self.beta = torch.as_tensor(state["beta"], dtype=torch.float32)
 
 
-METHODS = ("sr_ste", "ste", "frozen", "s_ste")
+METHODS: dict[str, type[Method]] = {"sr_ste": SRSTE, "ste": STE, "frozen": Frozen, "s_ste": SSTE}
 
 
-def named_method(name: str, *, decay: float = 2e-4) -> Method:
-    """The method of that name: "sr_ste" (with ``decay``), "ste", "frozen" or "s_ste".
+def named_method(name: str) -> Method:
+    """The method of that name with its defaults: "sr_ste", "ste", "frozen" or "s_ste".
 
     Raises:
         ValueError: an unknown name.
     """
-    if name == "sr_ste":
-        return SRSTE(decay)
-    if name == "ste":
-        return STE()
-    if name == "frozen":
-        return Frozen()
-    if name == "s_ste":
-        return SSTE()
-    raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)} or pass a Method")
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)} or pass a Method")
+    return METHODS[name]()

@@ -32,6 +32,9 @@ class Schedule:
     dense_from: int | None = None
 
     def __post_init__(self) -> None:
+        for name, steps in vars(self).items():
+            if type(steps) is not int and not (steps is None and name in ("freeze", "dense_from")):
+                raise ValueError(f"schedule {name}={steps!r}: optimizer steps are whole numbers")
         if self.start < 0 or self.ramp < 0:
             raise ValueError(f"schedule steps cannot be negative: start={self.start}, ramp={self.ramp}")
         if self.refresh < 1:

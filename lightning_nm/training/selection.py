@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import gcd
+from pydoc import locate
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_nm.patterns import Pattern, parse
 from lightning_nm.training.layers import VECTOR, Gemm, Role, role
@@ -67,7 +70,7 @@ class _Owner(NamedTuple):
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[_Owner]]:
     """Every parameter with all the modules that hold it, in the order of ``named_parameters()``."""
     owners: dict[nn.Parameter, list[_Owner]] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in model.named_modules(remove_duplicate=False):
         for key, param in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{key}" if prefix else key
             owners.setdefault(param, []).append(_Owner(name, module, role(module, key, param)))
@@ -86,9 +89,12 @@ def _matches(glob: str, owners: Sequence[_Owner]) -> bool:
 
 
 def _is_type(wanted: str | type[nn.Module], module: nn.Module) -> bool:
-    if isinstance(wanted, str):
-        return any(wanted in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(module).__mro__)
-    return isinstance(module, wanted)
+    if not isinstance(wanted, str):
+        return isinstance(module, wanted)
+    if "." in wanted:
+        layer = locate(wanted)
+        return isinstance(layer, type) and isinstance(module, layer)
+    return any(c.__name__ == wanted for c in type(module).__mro__)
 
 
 class _Rules:
@@ -104,6 +110,9 @@ class _Rules:
         overrides: Mapping[str, PatternLike | None],
         ignore_last_linear: bool,
     ) -> None:
+        for name, globs in (("include", include), ("ignore", ignore), ("module_types", module_types)):
+            if isinstance(globs, str):
+                raise ValueError(f"{name} takes a list, got the string {globs!r}")
         self.pattern = parse(pattern)
         self.include = include
         self.ignore = ignore
@@ -119,7 +128,7 @@ class _Rules:
             self.unmet.pop(glob, None)
         return met[0] if met else None
 
-    def decide(self, owners: Sequence[_Owner]) -> tuple[Pattern, Gemm] | str:
+    def decide(self, param: nn.Parameter, owners: Sequence[_Owner]) -> tuple[Pattern, Gemm] | str:
         """The pattern and the GEMM of one parameter, or the reason why it stays dense."""
         # every rule is looked at before any decides, so that none counts as unmatched for being outvoted
         included = self.include is None or self._first_met(self.include, owners)
@@ -148,9 +157,8 @@ class _Rules:
                 return f"shared with {others[0].name} ({others[0].role}); override it by name to make both sparse"
         if len({gemm.dim for gemm in gemms}) > 1:
             return f"shared by {[o.name for o in owners]}, which sum over different dimensions of it"
-        span = min(gemm.span for gemm in gemms)
-        shape = tuple(owners[0].module.get_parameter(owners[0].name.rpartition(".")[2]).shape)
-        return pattern.why_not(shape, dim=gemms[0].dim, span=span) or (pattern, gemms[0])
+        span = gcd(*[gemm.span for gemm in gemms])
+        return pattern.why_not(param.shape, dim=gemms[0].dim, span=span) or (pattern, gemms[0])
 
     def _of_type(self, owners: Sequence[_Owner]) -> bool:
         met = [t for t in self.module_types or () if any(_is_type(t, owner.module) for owner in owners)]
@@ -182,7 +190,8 @@ def select(
         pattern: for every selected weight that no override names.
         include: globs; only what matches one is selected. None: everything.
         ignore: globs; what matches one stays dense.
-        module_types: only weights of these layer types (classes, or their names). None: all.
+        module_types: only weights of these layer types: classes, their names (``"Linear"``) or import
+            paths (``"torch.nn.Linear"``). None: all.
         overrides: glob -> pattern, or None to leave the match dense. The last glob that matches
             decides, and goes before every other rule.
         ignore_last_linear: leave the model's last Linear (a classifier's head) dense.
@@ -191,14 +200,14 @@ def select(
         The selection. Call its ``require()`` to refuse an empty one.
 
     Raises:
-        ValueError: a pattern that cannot be read.
+        ValueError: a pattern that cannot be read, or a string where a list belongs.
     """
     rules = _Rules(model, pattern, include, ignore, module_types, overrides or {}, ignore_last_linear)
     weights, skipped = [], []
     for param, owners in _owners(model).items():
-        decision = rules.decide(owners)
+        decision = rules.decide(param, owners)
         if isinstance(decision, str):
-            shape = () if "not initialised" in decision else tuple(param.shape)
+            shape = () if is_lazy(param) else tuple(param.shape)
             skipped.append(Skipped(owners[0].name, shape, decision))
         else:
             weights.append(Selected(owners[0].name, param, decision[0], decision[1].dim))

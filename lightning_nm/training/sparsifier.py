@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,21 +35,30 @@ class Sparsifier:
     a closure (LBFGS, Lightning) runs every call of the closure at sparse weights.
 
     Args:
-        selection: from `select`.
+        selection: from `select`. None: there is no model yet; `adopt` will follow.
         method: how the hidden part is treated; each weight gets its own copy.
         schedule: when weights are sparse, counted in optimizer steps.
 
+    Values loaded into the model between steps are noticed at the next step; they then count as dense
+    weights. (Writing through ``param.data`` is not noticed: call `adopt` after it.)
+
     Raises:
-        ValueError: the selection is empty, or the method cannot train a selected pattern.
+        ValueError: nothing is selected, a glob matched nothing, or the method cannot train a pattern.
     """
 
-    def __init__(self, selection: Selection, method: Method | None = None, schedule: Schedule | None = None) -> None:
+    def __init__(
+        self, selection: Selection | None, method: Method | None = None, schedule: Schedule | None = None
+    ) -> None:
         self.method = method or SRSTE()
         self.schedule = schedule or Schedule()
         self.weights: list[SparseWeight] = []
-        self._by_param: dict[int, SparseWeight] = {}
         self._handles: list[RemovableHandle] = []
-        self.adopt(selection)
+        if selection is not None:
+            self.adopt(selection.require())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy follows no optimizer until it is attached itself
+        return {**self.__dict__, "_handles": []}
 
     # -- which weights ----------------------------------------------------------------------------
 
@@ -58,7 +67,8 @@ class Sparsifier:
         """Take (or take again) the selected weights and make them sparse.
 
         Called again, it follows parameters that were replaced, moved, converted or loaded with other
-        weights in the meantime, and picks up those that were not there yet.
+        weights in the meantime, picks up those that were not there yet, and hands back dense those
+        that are no longer selected.
 
         Args:
             restored: a `state_dict` to continue from.
@@ -76,8 +86,10 @@ class Sparsifier:
         self.weights = []
         replaced = []
         for selected in selection.weights:
-            weight = known.get(selected.name)
+            weight = known.pop(selected.name, None)
             if weight is None or (weight.pattern, weight.dim) != (selected.pattern, selected.dim):
+                if weight is not None and weight.param is selected.param:
+                    weight.release()
                 weight = SparseWeight(selected, self.method)
             weight.param = selected.param
             if restored is not None:
@@ -85,7 +97,9 @@ class Sparsifier:
             if weight.settle(self.schedule):
                 replaced.append(weight.name)
             self.weights.append(weight)
-        self._by_param = {id(w.param): w for w in self.weights}
+        for weight in known.values():
+            weight.release()
+        self._check_finite(self.weights)
         return replaced
 
     # -- around the optimizer's step --------------------------------------------------------------
@@ -123,27 +137,33 @@ class Sparsifier:
             return None
         # args[0] is the optimizer
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
+        if not callable(closure):
             self._open(optimizer)
             return None
 
         def at_sparse_weights() -> Any:
-            self._reclose(w for w, _ in self._owned(optimizer))
+            self._reclose([w for w, _ in self._owned(optimizer)])
             loss = closure()
             self._open(optimizer)
             return loss
 
-        return (args[0],), {**kwargs, "closure": at_sparse_weights}
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": at_sparse_weights}
+        return (args[0], at_sparse_weights, *args[2:]), kwargs
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for weight, _ in self._owned(optimizer):
+        weights = [weight for weight, _ in self._owned(optimizer)]
+        for weight in weights:
             if weight.is_open:
                 weight.close(self.schedule)
+            elif weight.touched():
+                weight.absorb(moves=self.schedule.refreshes(weight.steps))
+        self._check_finite(weights)
 
     def _owned(self, optimizer: Optimizer) -> list[tuple[SparseWeight, dict[str, Any]]]:
         """The selected weights that ``optimizer`` updates, with their parameter groups."""
-        found = self._by_param.get
+        found = {id(w.param): w for w in self.weights}.get
         return [(w, g) for g in optimizer.param_groups for p in g["params"] if (w := found(id(p))) is not None]
 
     @torch.no_grad()
@@ -155,13 +175,23 @@ class Sparsifier:
         scale = getattr(optimizer, "grad_scale", None)
         for weight, group in self._owned(optimizer):
             # no gradient: the optimizer leaves it alone, and so do we
-            if weight.param.grad is not None and not weight.is_open:
-                weight.open(Update(group.get("lr", 0.0), self.schedule.strength(weight.steps), scale))
+            if weight.param.grad is None or weight.is_open:
+                continue
+            if weight.touched():
+                weight.settle(self.schedule)
+            weight.open(Update(group.get("lr", 0.0), self.schedule.strength(weight.steps), scale))
 
     @torch.no_grad()
-    def _reclose(self, weights: Iterable[SparseWeight]) -> None:
+    def _reclose(self, weights: Sequence[SparseWeight]) -> None:
         for weight in weights:
             weight.reclose(moves=self.schedule.refreshes(weight.steps + 1))
+        self._check_finite(weights)
+
+    @staticmethod
+    def _check_finite(weights: Sequence[SparseWeight]) -> None:
+        # after all of them have been made sparse: one that diverged must not leave the others dense
+        for weight in weights:
+            weight.check_finite(wait=False)
 
     # -- what became of it ------------------------------------------------------------------------
 
@@ -183,7 +213,7 @@ class Sparsifier:
         return flips
 
     def state_dict(self) -> dict[str, Any]:
-        """Hidden parts, masks and counters by parameter name: tensors and builtins only."""
+        """Hidden parts, masks and counters by parameter name: live tensors and builtins only."""
         self.restore()
         return {w.name: w.state_dict() for w in self.weights}
 
@@ -191,13 +221,26 @@ class Sparsifier:
         """Continue from `state_dict`, with the model's own (sparse) weights already loaded.
 
         Raises:
-            ValueError: it belongs to another model, selection, pattern or method.
+            ValueError: it belongs to another model, selection, pattern or method, or to other weights
+                than the model holds.
         """
         _require_same(state, [w.name for w in self.weights])
+        strangers = []
         with torch.no_grad():
             for weight in self.weights:
                 weight.load_state_dict(state[weight.name])
-                weight.settle(self.schedule)
+                if weight.settle(self.schedule):
+                    strangers.append(weight.name)
+        require_joined(strangers)
+
+
+def require_joined(strangers: Sequence[str]) -> None:
+    """Raise ValueError if restored hidden parts met weights (named ``strangers``) that are not theirs."""
+    if strangers:
+        raise ValueError(
+            f"the model's weights {list(strangers)} are not the sparse ones that the restored state belongs to; "
+            "load the model's state dict of the same checkpoint first"
+        )
 
 
 def _require_same(state: dict[str, Any], names: list[str]) -> None:

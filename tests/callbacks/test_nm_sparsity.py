@@ -324,7 +324,8 @@ def test_missing_checkpoint_is_an_error(tmp_path):
         ({"pattern": "5:4"}, "0 < N <= M"),
         ({"method": "asp"}, "unknown method 'asp'"),
         ({"decay": -1.0}, "decay"),
-        ({"method": SRSTE(), "decay": 1.0}, "belongs to the method"),
+        ({"method": SRSTE(), "decay": 1.0}, "is that of method='sr_ste'"),
+        ({"method": "ste", "decay": 1.0}, "is that of method='sr_ste'"),
         ({"overrides": {"*": "9:4"}}, "0 < N <= M"),
     ],
 )

@@ -271,3 +271,12 @@ def test_a_class_that_is_only_named_conv1d_is_unknown() -> None:
     """GPT-2's Conv1D is told by its package too, so another Conv1D is not read the wrong way round."""
     other = type("Conv1D", (GPT2Linear,), {"__module__": "mine"})(6, 8)
     assert "unknown layer type Conv1D" in str(role(other, "weight", other.weight))
+
+
+def test_a_registered_dimension_that_a_weight_lacks_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer registered with dim=2 but holding a matrix is skipped with the reason, not an IndexError."""
+    from lightning_nm.training import layers
+
+    monkeypatch.setattr(layers, "_RULES", list(layers._RULES))
+    register_layer(nn.Linear, dim=2)
+    assert "no dimension 2" in role(nn.Linear(4, 4), "weight", torch.empty(4, 4))

@@ -364,13 +364,6 @@ def test_methods_by_name(name: str, kind: type[Method]) -> None:
     assert type(named_method(name)) is kind
 
 
-def test_named_sr_ste_takes_the_decay() -> None:
-    """The decay given beside the name reaches the method."""
-    method = named_method("sr_ste", decay=0.125)
-    assert isinstance(method, SRSTE)
-    assert method.decay == 0.125
-
-
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     """Bad input gets a ValueError that names the cause and the choices (promise 7)."""
     with pytest.raises(ValueError, match=r"'asp'.*sr_ste, ste, frozen, s_ste"):

@@ -181,3 +181,10 @@ def test_the_decay_follows_the_ramp() -> None:
             step_by_decay_alone(model, optimizer)
             effective.append(float((1 - weight.hidden[masked] / before).mean()) / 0.1)
     assert effective == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5, 0.5], abs=1e-5)
+
+
+@pytest.mark.parametrize("field", ["start", "refresh", "ramp", "freeze", "dense_from"])
+def test_steps_are_whole_numbers(field: str) -> None:
+    """A fraction of a step, or a fraction of the run, is refused by name."""
+    with pytest.raises(ValueError, match=f"{field}=2.5"):
+        Schedule(**{field: 2.5})

@@ -360,3 +360,18 @@ def test_a_sparsifier_refuses_an_empty_selection() -> None:
     """As its docstring says: a run that would sparsify nothing does not start (promise 5)."""
     with pytest.raises(ValueError, match="no weight was selected"):
         Sparsifier(select(nn.Linear(3, 8)))
+
+
+def test_groups_of_a_shared_transposed_weight_straddle_no_conv_group() -> None:
+    """Two layers that share a weight with spans of 6 and 4 leave room for groups of 2 only."""
+    model = nn.ModuleList([nn.ConvTranspose1d(12, 4, 1, groups=2), nn.ConvTranspose1d(12, 6, 1, groups=3)])
+    model[1].weight = model[0].weight
+    assert selected(select(model, "2:4")) == []
+    assert selected(select(model, "1:2")) == ["0.weight"]
+
+
+@pytest.mark.parametrize("name", ["include", "ignore", "module_types"])
+def test_a_string_where_a_list_belongs_is_refused(name: str) -> None:
+    """It would be read letter by letter (promise 7)."""
+    with pytest.raises(ValueError, match=f"{name} takes a list"):
+        select(Network(), **{name: "head"})

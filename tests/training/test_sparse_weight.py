@@ -193,8 +193,23 @@ def test_nonfinite_weights_are_refused_by_name_and_step(shape: tuple[int, int], 
     update(weight, torch.zeros(shape))
     change = torch.zeros(shape)
     change[0, 0] = wrong
+    update(weight, change)
     with pytest.raises(ValueError, match=r"layer\.weight .*1 NaN or infinite entries at optimizer step 2"):
-        update(weight, change)
+        weight.check_finite()
+
+
+@pytest.mark.parametrize("method", [SRSTE(), SSTE(), Frozen()])
+def test_no_step_waits_for_the_device(method: Method) -> None:
+    """On a device other than the CPU nothing is read back until it is asked for: a meta tensor has nothing to read."""
+    selected = Selected("layer.weight", nn.Parameter(torch.empty(4, 8, device="meta")), NM(2, 4), 1)
+    weight = SparseWeight(selected, method)
+    with torch.no_grad():
+        weight.split()
+        for _ in range(2):
+            update(weight, torch.empty(4, 8, device="meta"))
+    weight.check_finite(wait=False)
+    with pytest.raises(RuntimeError, match="meta"):
+        weight.check_finite()
 
 
 # -- following the parameter ----------------------------------------------------------------------------------

@@ -294,6 +294,18 @@ def test_sgd_with_a_closure_is_sgd_without(call: str) -> None:
     assert same_bits(with_closure, without)
 
 
+def test_closures_leave_masks_between_refreshes() -> None:
+    """However often LBFGS evaluates its closure, a mask moves only when the schedule refreshes it."""
+    model = mlp()
+    optimizer = lbfgs(model.parameters())
+    with Sparsifier(select(model, "2:4"), schedule=Schedule(refresh=3)) as sparsifier:
+        flips = []
+        for step in range(6):
+            optimizer.step(closure_of(model, optimizer, step))
+            flips.append(sparsifier.take_flips()["0.weight"] > 0)
+    assert flips == [False, False, True, False, False, True]
+
+
 def test_a_closure_returns_its_loss() -> None:
     """``optimizer.step(closure)`` still returns what the closure returned."""
     model = mlp()
@@ -320,6 +332,29 @@ def test_other_arguments_of_step_are_passed_on() -> None:
     optimizer = TakesMore(model.parameters(), lr=0.1)
     with Sparsifier(select(model, "2:4")):
         assert optimizer.step(closure_of(model, optimizer), "kept") == "kept"
+
+
+class CallsSuper(SGD):
+    """Its ``step`` and the one that it calls are both hooked by PyTorch."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_an_optimizer_that_calls_super_step_steps_once(with_closure: bool) -> None:
+    """Nested hooks neither decay twice nor count two steps."""
+    SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # from now on SGD.step calls the hooks as well
+    model, plain = mlp(), mlp()
+    optimizer, plain_optimizer = CallsSuper(model.parameters(), lr=0.1), SGD(plain.parameters(), lr=0.1)
+    with Sparsifier(select(model, "2:4"), SRSTE(0.5)) as sparsifier, Sparsifier(select(plain, "2:4"), SRSTE(0.5)):
+        if with_closure:
+            optimizer.step(closure_of(model, optimizer))
+        else:
+            one_step(model, optimizer)
+        one_step(plain, plain_optimizer)
+    assert same_bits(model, plain)
+    assert sparsifier.steps == 1
 
 
 class MovesAfterwards(SGD):
@@ -1001,3 +1036,41 @@ def test_a_change_of_pattern_keeps_the_dense_weight() -> None:
     sparsifier = Sparsifier(select(model, "1:4"))
     sparsifier.adopt(select(model, "2:4"))
     assert torch.equal(raw(master(sparsifier.weights[0])), raw(dense))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_edited_between_steps_are_kept(method: Callable[[], Method]) -> None:
+    """Whoever scales or loads sparse weights of the same mask between steps trains on from those values."""
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    with Sparsifier(select(model, "2:4"), method()) as sparsifier:
+        edited = model[0].weight.detach() * 2
+        with torch.no_grad():
+            model[0].weight.copy_(edited)
+        sparsifier.adopt(select(model, "2:4"))
+        one_step(model, optimizer)
+    assert torch.equal(model[0].weight, edited)
+
+
+def test_weights_loaded_between_steps_are_noticed() -> None:
+    """A plain loop that loads a dense state dict trains on from it: the old hidden part is not added to it."""
+    model, fresh = mlp(), mlp(seed=1)
+    optimizer = SGD(model.parameters(), lr=0.0)
+    with Sparsifier(select(model, "2:4")) as sparsifier:
+        one_step(model, optimizer)
+        model.load_state_dict(fresh.state_dict())
+        one_step(model, optimizer)
+    for weight in sparsifier.weights:
+        assert torch.equal(raw(master(weight)), raw(fresh.get_parameter(weight.name).detach()))
+
+
+def test_a_copy_serves_the_copied_model() -> None:
+    """Deepcopy of model and sparsifier: the copy, once attached, keeps its own model sparse and moves no other."""
+    model = mlp()
+    with Sparsifier(select(model, "2:4")) as sparsifier:
+        twin, other = copy.deepcopy((sparsifier, model))
+    before = [p.detach().clone() for p in model.parameters()]
+    with twin:
+        one_step(other, SGD(other.parameters(), lr=0.3))
+    assert everything_sparse(other)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
