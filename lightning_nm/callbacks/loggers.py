@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lightning_nm.callbacks.table import Row, markdown_table
@@ -26,8 +27,11 @@ def log_table(loggers: Iterable[Any], key: str, columns: Sequence[str], rows: Se
             logger.experiment.add_text(key, markdown_table(columns, rows), global_step=step)
 
 
-def shows_figures(logger: Any) -> bool:
-    return hasattr(logger, "log_image") or hasattr(logger.experiment, "add_figure")
+def with_figures(loggers: Iterable[Any]) -> list[Any]:
+    """The loggers that can show figures; none where there is no matplotlib to draw them."""
+    if find_spec("matplotlib") is None:
+        return []
+    return [logger for logger in loggers if hasattr(logger, "log_image") or hasattr(logger.experiment, "add_figure")]
 
 
 def log_figure(loggers: Iterable[Any], key: str, figure: Figure, step: int) -> None:

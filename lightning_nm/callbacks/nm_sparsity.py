@@ -114,8 +114,14 @@ class NMSparsityCallback(Callback):
     # -- following the model through start-up -----------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._adopt(pl_module, final=False)
+        if stage != "fit":
+            return
+        held = set() if self.sparsifier is None else {id(w.param) for w in self.sparsifier.weights}
+        if held.isdisjoint(id(param) for param in pl_module.parameters()):
+            # the first model, or another one than last time: nothing of the last one's holds for it
+            self.sparsifier, self.topology = Sparsifier(None, self.method, self.schedule), Topology()
+            self._said_dense = False
+        self._adopt(pl_module, final=False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # by now LightningModule.setup and configure_model have run, and most strategies have restored
@@ -150,8 +156,7 @@ class NMSparsityCallback(Callback):
         self._selection = select(pl_module, self.pattern, **self._selecting)  # type: ignore[arg-type]
         if final:
             self._selection.require()
-        if self.sparsifier is None:
-            self.sparsifier = Sparsifier(None, self.method, self.schedule)
+        assert self.sparsifier is not None
         restored = self._restored
         if restored is not None and (final or self._selection.weights):
             strangers = self.sparsifier.adopt(self._selection, restored["weights"])
@@ -219,10 +224,13 @@ class NMSparsityCallback(Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         rows = self.topology.layer_rows(self.sparsifier)
         loggers.log_table(trainer.loggers, "nm/layers", self.topology.LAYER_COLUMNS, rows, step)
-        showing = [logger for logger in trainer.loggers if loggers.shows_figures(logger)]
-        if showing and rows:
+        showing = loggers.with_figures(trainer.loggers)
+        if showing:
             loggers.log_figure(showing, "nm/sad", self.plot_sad(), step)
-            loggers.log_figure(showing, "nm/mask", self.plot_mask(), step)
+            # the chosen weight may be dense again by now
+            pictured = self.picture or next(iter(self.sparsifier.masks()), None)
+            if pictured in self.sparsifier.masks():
+                loggers.log_figure(showing, "nm/mask", self.plot_mask(pictured), step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.sparsifier is not None:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning as L
@@ -47,11 +48,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("nm_demo"), help="for logs, checkpoint and figures")
     given = parser.parse_args(args)
-    for missing in ("sklearn", "matplotlib"):
-        try:
-            __import__(missing)
-        except ImportError:
-            raise ImportError("the demo needs the extra 'examples': pip install 'lightning-nm[examples]'") from None
+    if find_spec("sklearn") is None:
+        raise ImportError("the demo's data need the extra 'examples': pip install 'lightning-nm[examples]'")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.pytorch")
 

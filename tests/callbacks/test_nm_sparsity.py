@@ -400,3 +400,23 @@ def test_report_is_printed(tmp_path, capsys):
     assert "left dense by the override 'net.2'" in out
     assert "depthwise: every output sums over a single input channel" in out
     assert "3 vectors" in out
+
+
+def test_another_model_starts_anew(tmp_path):
+    """One callback on a second model: its schedule, masks and history are not the first one's."""
+    callback, first, second = sparsity(schedule=Schedule(start=3)), net(), net(seed=1)
+    trainer(tmp_path, callback).fit(first)
+    trainer(tmp_path, callback, max_epochs=1).fit(second)
+    fresh, alone = sparsity(schedule=Schedule(start=3)), net(seed=1)
+    trainer(tmp_path, fresh, max_epochs=1).fit(alone)
+    assert all(same_bits(mine, theirs) for mine, theirs in zip(second.parameters(), alone.parameters()))
+    assert callback.topology.history == fresh.topology.history
+
+
+def test_picture_of_a_weight_that_ends_dense_is_left_out(tmp_path):
+    """A dense tail ends the run without a mask to draw, and without an error."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    callback = sparsity(schedule=Schedule(dense_from=8), picture="net.0.weight")
+    with pytest.warns(UserWarning, match="dense_from"):
+        trainer(tmp_path, callback, logger=TensorBoardLogger(tmp_path)).fit(net())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 
@@ -27,6 +26,6 @@ def test_demo_shows_what_it_promises(tmp_path, capsys):
 
 def test_missing_extra_is_named(tmp_path, monkeypatch):
     """Without scikit-learn the error says what to install."""
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"lightning-nm\[examples\]"):
         demo.main(["--folder", str(tmp_path)])
