@@ -45,7 +45,7 @@ def mask_figure(mask: Tensor, title: str, side: int = 64) -> Figure:
     corner = corner[:side, :side].cpu()
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(corner, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(corner.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set(title=f"{title}\nfirst {corner.shape[0]} x {corner.shape[1]} of {list(mask.shape)}, dark = kept")
     axes.set(xlabel="input", ylabel="output")
     return figure

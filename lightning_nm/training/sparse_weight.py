@@ -40,8 +40,12 @@ class SparseWeight:
 
     # -- one optimizer step -----------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """At the start of an optimizer's step."""
+        self._opened_in_step = False
+
     def open(self, update: Update) -> None:
-        """Before the optimizer's update: add the gradient term, make the weight dense."""
+        """Before the optimizer's update, at every call of its closure: add the gradient term, make the weight dense."""
         if self.mask is not None:
             assert self.param.grad is not None
             update = update._replace(again=self._opened_in_step)
@@ -52,7 +56,7 @@ class SparseWeight:
 
     def close(self, schedule: Schedule) -> None:
         """After the optimizer's update: count the step, make the weight sparse if the schedule says so."""
-        self.is_open = self._opened_in_step = False
+        self.is_open = False
         self.steps += 1
         if schedule.over(self.steps):
             self.mask = self.hidden = None

@@ -133,8 +133,11 @@ class Sparsifier:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._owned(optimizer):
+        owned = self._owned(optimizer)
+        if not owned:
             return None
+        for weight, _ in owned:
+            weight.begin()
         # args[0] is the optimizer
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):

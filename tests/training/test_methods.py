@@ -388,3 +388,22 @@ def test_a_method_that_fails_loses_nothing() -> None:
     with pytest.raises(RuntimeError, match="out of memory"), sparsifier:
         one_step(model, SGD(model.parameters(), lr=0.3))
     assert all(torch.equal(raw(master(w)), raw(dense)) for w, dense in zip(sparsifier.weights, before))
+
+
+def test_a_step_that_broke_off_takes_no_decay_from_the_next() -> None:
+    """Decoupled decay is once per step, also after a step that an exception ended."""
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.25)
+
+    def fails() -> float:
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        return 0.0
+
+    with Sparsifier(select(model, "2:4"), SRSTE(0.5, "decoupled")) as sparsifier:
+        weight = sparsifier.weights[0]
+        sparsifier._before_step(optimizer, (optimizer, fails), {})[0][1]()  # a step that never comes back
+        sparsifier.restore()
+        hidden = weight.hidden.clone()
+        optimizer.step()
+    torch.testing.assert_close(weight.hidden, hidden * (1 - 0.25 * 0.5))
