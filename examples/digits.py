@@ -1,7 +1,7 @@
 """Train an N:M sparse classifier of handwritten digits, configured from the command line.
 
     python examples/digits.py fit --nm.pattern 1:4 --model.hidden 256
-    python examples/digits.py test --ckpt_path lightning_logs/version_0/checkpoints/LAST.ckpt
+    python examples/digits.py test --ckpt_path CHECKPOINT
 
 `lightning_nm.cli.digits` holds the model and the data: plain Lightning, with nothing about sparsity in it.
 """

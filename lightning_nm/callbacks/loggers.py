@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def _experiment(logger: Any) -> Any:
+    return getattr(logger, "experiment", None)  # a logger need not have one
+
+
 def log_numbers(loggers: Iterable[Any], values: Mapping[str, float], step: int) -> None:
     for logger in loggers:
         logger.log_metrics(dict(values), step=step)
@@ -23,7 +27,7 @@ def log_table(loggers: Iterable[Any], key: str, columns: Sequence[str], rows: Se
     for logger in loggers:
         if hasattr(logger, "log_table"):
             logger.log_table(key, columns=list(columns), data=text, step=step)
-        elif hasattr(logger.experiment, "add_text"):
+        elif hasattr(_experiment(logger), "add_text"):
             logger.experiment.add_text(key, markdown_table(columns, rows), global_step=step)
 
 
@@ -31,7 +35,7 @@ def with_figures(loggers: Iterable[Any]) -> list[Any]:
     """The loggers that can show figures; none where there is no matplotlib to draw them."""
     if find_spec("matplotlib") is None:
         return []
-    return [logger for logger in loggers if hasattr(logger, "log_image") or hasattr(logger.experiment, "add_figure")]
+    return [logger for logger in loggers if hasattr(logger, "log_image") or hasattr(_experiment(logger), "add_figure")]
 
 
 def log_figure(loggers: Iterable[Any], key: str, figure: Figure, step: int) -> None:
@@ -39,5 +43,5 @@ def log_figure(loggers: Iterable[Any], key: str, figure: Figure, step: int) -> N
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(key, images=[figure], step=step)
-        elif hasattr(logger.experiment, "add_figure"):
+        elif hasattr(_experiment(logger), "add_figure"):
             logger.experiment.add_figure(key, figure, global_step=step)

@@ -3,6 +3,7 @@
 # no `from __future__ import annotations` here: LightningCLI must find evaluated types, see PatternLike
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_nm.callbacks import loggers
 from lightning_nm.callbacks.figures import mask_figure, sad_figure
-from lightning_nm.callbacks.report import COLUMNS, report_rows, report_title
+from lightning_nm.callbacks.report import COLUMNS, cautions, report_rows, report_title
 from lightning_nm.callbacks.table import print_table
 from lightning_nm.callbacks.topology import Topology
 from lightning_nm.patterns import PatternText
@@ -86,7 +87,7 @@ class NMSparsityCallback(Callback):
         report: bool = True,
     ) -> None:
         if method != "sr_ste" and decay != DEFAULT_DECAY:
-            raise ValueError(f"decay={decay} is that of method='sr_ste'; a Method takes its own, {method!r} has none")
+            raise ValueError(f"decay={decay} applies to method='sr_ste' only; a Method object takes its own")
         self.pattern = PatternText(pattern)
         if method == "sr_ste":
             self.method: Method = SRSTE(decay)
@@ -121,7 +122,10 @@ class NMSparsityCallback(Callback):
             # the first model, or another one than last time: nothing of the last one's holds for it
             self.sparsifier, self.topology = Sparsifier(None, self.method, self.schedule), Topology()
             self._said_dense = False
-        self._adopt(pl_module, final=False)
+        self.topology.epoch = -1
+        # ranks that were seeded apart hold different weights until they are wrapped: no masks before that
+        if trainer.world_size == 1:
+            self._adopt(pl_module, final=False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # by now LightningModule.setup and configure_model have run, and most strategies have restored
@@ -140,6 +144,8 @@ class NMSparsityCallback(Callback):
                 f"picture={self.picture!r} is not a selected weight; they are "
                 + ", ".join(w.name for w in self.sparsifier.weights)
             )
+        for caution in cautions(trainer.callbacks):  # type: ignore[attr-defined]
+            rank_zero_warn(f"NMSparsityCallback: {caution}")
         if trainer.is_global_zero:
             rows = report_rows(self._selection, self.sparsifier)
             if self.report:
@@ -150,43 +156,51 @@ class NMSparsityCallback(Callback):
         """Select, and bring masks and hidden parts in line with the model as it is now.
 
         Lightning builds, restores, moves and wraps the model between `setup` and the first step, in an
-        order that depends on the strategy; so this is done again at each stage, and is cheap when
-        nothing changed. ``final``: what is not there now will not come.
+        order that depends on the strategy; so this is done again at each stage (a few passes over the
+        weights). ``final``: what is not there now will not come.
         """
         self._selection = select(pl_module, self.pattern, **self._selecting)  # type: ignore[arg-type]
         if final:
             self._selection.require()
         assert self.sparsifier is not None
-        restored = self._restored
-        if restored is not None and (final or self._selection.weights):
-            strangers = self.sparsifier.adopt(self._selection, restored["weights"])
-            if final:
-                require_joined(strangers)
-            self.topology.load_state_dict(restored["topology"])
-        else:
-            replaced = self.sparsifier.adopt(self._selection)
-            if replaced:
-                rank_zero_info(
-                    f"NMSparsityCallback: {len(replaced)} weights were loaded after set-up; their values now count as "
-                    f"the dense weights ({', '.join(replaced[:4])}{', ...' if len(replaced) > 4 else ''})"
-                )
-                self.topology = Topology()
-        if final:
-            self._restored = None
+        if self._restored is not None and (final or self._selection.weights):
+            self._join(self._restored, final=final)
+        elif replaced := self.sparsifier.adopt(self._selection):
+            rank_zero_info(
+                f"NMSparsityCallback: {len(replaced)} weights were loaded after set-up; their values now count as "
+                f"the dense weights ({', '.join(replaced[:4])}{', ...' if len(replaced) > 4 else ''})"
+            )
+            self.topology = Topology()
         self.sparsifier.attach()
+
+    def _join(self, restored: dict[str, Any], *, final: bool) -> None:
+        """Bring a checkpoint's hidden parts and masks together with its weights."""
+        assert self.sparsifier is not None
+        assert self._selection is not None
+        strangers = self.sparsifier.adopt(self._selection, restored["weights"])
+        if strangers and not final:
+            return  # the strategy restores the weights later: once more then
+        require_joined(strangers)
+        self._restored = None
+        self.topology.load_state_dict(restored["topology"])
+        if restored["schedule"] != asdict(self.schedule):
+            rank_zero_warn(
+                f"NMSparsityCallback: the checkpoint was trained with the schedule {restored['schedule']}, this "
+                f"run goes on with {asdict(self.schedule)}"
+            )
 
     # -- while training ---------------------------------------------------------------------------
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.sparsifier is not None
-        if self._log_every(trainer):
-            self.topology.meet(self.sparsifier.masks())
-            self.topology.begin_epoch(trainer.current_epoch, self.sparsifier.masks())
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # resumed from the very last batch of an epoch, Lightning starts the next one without saying so
-        if self.topology.epoch != trainer.current_epoch:
-            self.on_train_epoch_start(trainer, pl_module)
+        # not in on_train_epoch_start: resumed from the last batch of an epoch, Lightning does not call it
+        # for the next one, and the module's own, which may replace layers, comes after it
+        if self.topology.epoch == trainer.current_epoch:
+            return
+        self._adopt(pl_module, final=True)
+        assert self.sparsifier is not None
+        masks = self.sparsifier.masks() if self._log_every(trainer) else {}
+        self.topology.meet(masks)
+        self.topology.begin_epoch(trainer.current_epoch, masks)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -203,7 +217,8 @@ class NMSparsityCallback(Callback):
         if not every:
             return
         self.topology.meet(self.sparsifier.masks())
-        if steps % every == 0 and steps > self.topology.measured_at:
+        # several steps may fall into one batch and pass the multiple
+        if steps // every > self.topology.measured_at // every:
             values = {f"nm/{k}": v for k, v in self.topology.measure(self.sparsifier, layers=self.log_layers).items()}
             pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False)
             # to the loggers at once: Lightning would drop what falls between its own logging steps
@@ -264,7 +279,11 @@ class NMSparsityCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self.sparsifier is None:
             return {}
-        return {"weights": self.sparsifier.state_dict(), "topology": self.topology.state_dict()}
+        return {
+            "weights": self.sparsifier.state_dict(),
+            "topology": self.topology.state_dict(),
+            "schedule": asdict(self.schedule),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # the model may not be built or restored yet: joined with it in `_adopt`

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lightning_nm.callbacks.table import Row
+from lightning_nm.kernels import compiled_cpu
 from lightning_nm.training import Selection, Sparsifier
 from lightning_nm.training.layers import VECTOR
 
@@ -34,3 +37,19 @@ def report_title(selection: Selection, sparsifier: Sparsifier) -> str:
     total = sum(w.param.numel() for w in sparsifier.weights)
     method = type(sparsifier.method).__name__
     return f"N:M sparsity: {len(sparsifier.weights)} weights of {total:,} entries selected, trained by {method}"
+
+
+_AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
+
+
+def cautions(callbacks: Iterable[object]) -> list[str]:
+    """What the user should know before training: things that cost sparsity or speed in silence."""
+    said = [
+        f"{type(callback).__name__} averages weights of different masks; the averaged weights, which it validates and "
+        "saves, are not sparse"
+        for callback in callbacks
+        if _AVERAGING & {c.__name__ for c in type(callback).__mro__}
+    ]
+    if compiled_cpu() is None:
+        said.append("numba does not import, so masks on a CPU are found by plain torch, several times slower")
+    return said

@@ -28,8 +28,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

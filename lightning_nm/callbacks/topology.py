@@ -70,11 +70,10 @@ class Topology:
     LAYER_COLUMNS = ("layer", "pattern", "kept", "total", "SAD since start", "fraction", "of max")
 
     def layer_rows(self, sparsifier: Sparsifier) -> list[Row]:
-        """Per layer: how far its mask has moved since the start."""
-        self.meet(sparsifier.masks())
+        """Per layer: how far its mask has moved since the start (none where nothing was remembered)."""
         rows: list[Row] = []
         for weight in sparsifier.weights:
-            if weight.mask is not None:
+            if weight.mask is not None and weight.name in self._references["start"]:
                 sad = sparse_architecture_divergence(self._references["start"][weight.name], weight.mask)
                 count, fraction, of_max = (float(value) for value in sad.values())
                 kept, total = int(weight.mask.kept()), weight.mask.numel()

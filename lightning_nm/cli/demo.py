@@ -66,10 +66,11 @@ def main(args: Sequence[str]) -> int:
     print_table("topology by layer", sparsity.topology.LAYER_COLUMNS, rows)
     verdicts = [v for v in examine(load_checkpoint(checkpoint), None) if v.obeys is not None]
     print_table(
-        "test accuracy (360 images, one seed)",
+        "test accuracy",
         ("network", "accuracy"),
         [("dense", f"{dense:.2%}"), (given.pattern, f"{sparse:.2%}")],
     )
+    print("(360 images, one seed: a point or two either way is noise)")
     obeying = sum(bool(v.obeys) for v in verdicts)
     print(f"checkpoint: {checkpoint} ({obeying} of {len(verdicts)} weights obey {given.pattern})")
     save_figures(trainer)

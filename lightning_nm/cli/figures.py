@@ -10,7 +10,7 @@ from lightning_nm.callbacks import NMSparsityCallback
 
 
 def save_figures(trainer: Trainer, folder: str | Path | None = None) -> list[Path]:
-    """Save the SAD curves and a mask picture of the sparsity callback in ``trainer``, and say where.
+    """Save the SAD curves, and a mask picture if a weight is sparse, of the callback in ``trainer``; say where.
 
     Args:
         folder: None: where the trainer's logs are.
@@ -23,7 +23,10 @@ def save_figures(trainer: Trainer, folder: str | Path | None = None) -> list[Pat
     files = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, NMSparsityCallback):
-            for name, figure in (("sad", callback.plot_sad()), ("mask", callback.plot_mask())):
+            figures = {"sad": callback.plot_sad()}
+            if callback.sparsifier is not None and callback.sparsifier.masks():
+                figures["mask"] = callback.plot_mask()
+            for name, figure in figures.items():
                 files.append(folder / f"{name}.png")
                 figure.savefig(files[-1], dpi=120)
     if files:

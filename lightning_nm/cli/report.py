@@ -47,7 +47,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint or state dict")
-    return loaded if "state_dict" in loaded else {"state_dict": loaded}
+    checkpoint = loaded if "state_dict" in loaded else {"state_dict": loaded}
+    if not isinstance(checkpoint["state_dict"], dict) or not isinstance(checkpoint.get("callbacks", {}), dict):
+        raise ValueError(f"{path} is no checkpoint: its state_dict or its callbacks are no mappings")
+    return checkpoint
 
 
 def selected_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -118,11 +121,15 @@ def main(args: Sequence[str]) -> int:
     """Exit status 0: every judged weight obeys; 1: some do not."""
     parser = argparse.ArgumentParser(
         prog="lightning-nm report",
-        description="Say layer by layer whether a checkpoint obeys its N:M pattern. Exit status 1 if it does not.",
+        description="Say layer by layer whether a checkpoint obeys its N:M pattern. Exit status 1 if it does not. "
+        "A plain state dict does not say which weights were meant to be sparse, nor what layers they belong to: "
+        "every matrix that the pattern fits is judged along dimension 1; name embeddings and the like with --ignore.",
     )
     parser.add_argument("checkpoint", type=Path, help="a Lightning checkpoint, or a saved state dict")
     parser.add_argument("--pattern", type=pattern_argument, help="N:M; default: what each weight was trained with")
-    parser.add_argument("--ignore", nargs="+", default=[], metavar="GLOB", help="weights that may be dense")
+    parser.add_argument(
+        "--ignore", action="append", default=[], metavar="GLOB", help="weights that may be dense; may be given again"
+    )
     given = parser.parse_args(args)
     verdicts = examine(load_checkpoint(given.checkpoint), given.pattern, given.ignore)
     words = {True: "yes", False: "NO", None: "-"}

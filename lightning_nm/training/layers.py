@@ -101,4 +101,4 @@ def role(module: nn.Module, name: str, param: Tensor) -> Role:
     kind = type(module).__name__
     if kind == "ParametrizationList":
         return "part of a parametrised weight; remove the parametrisation first"
-    return f"unknown layer type {kind}; name its reduction dimension with lightning_nm.training.register_layer"
+    return f"{kind} is no known layer type (lightning_nm.training.register_layer makes one known)"

@@ -123,8 +123,14 @@ class SparseWeight:
     # -- between steps ----------------------------------------------------------------------------
 
     def touched(self) -> bool:
-        """Whether somebody has written to the parameter at rest, as autograd's version counter saw it."""
-        return self.mask is not None and self.param._version != self._version
+        """Whether somebody has written to the parameter at rest (as autograd's version counter saw it) or moved it."""
+        if self.mask is None:
+            return False
+        moved = self.hidden is not None and (self.hidden.dtype, self.hidden.device) != (
+            self.param.dtype,
+            self.param.device,
+        )
+        return moved or self.param._version != self._version
 
     def absorb(self, *, moves: bool) -> None:
         """Split again after an update that went on when the weight was sparse already.
@@ -143,6 +149,9 @@ class SparseWeight:
         """
         fits = self._follow()
         replaced = self.mask is not None and not fits
+        if fits and not schedule.sparse(self.steps):
+            # resumed with another schedule
+            self.release()
         if not fits:
             self.mask = self.hidden = None
             if replaced:

@@ -30,8 +30,9 @@ class Sparsifier:
     >>> int((model.weight != 0).sum())
     8
 
-    It needs no changes to the model, the loss or the loop: PyTorch's optimizer hooks call it around
-    each ``optimizer.step()``, of whichever optimizer holds a selected weight, now or later. A step with
+    Nothing is followed before ``with`` or `attach`. No change to the model, the loss or the loop is
+    needed: PyTorch's optimizer hooks call it around each ``optimizer.step()``, of whichever optimizer
+    holds a selected weight, now or later. A step with
     a closure (LBFGS, Lightning) runs every call of the closure at sparse weights.
 
     Args:
@@ -218,6 +219,10 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Hidden parts, masks and counters by parameter name: live tensors and builtins only."""
         self.restore()
+        with torch.no_grad():
+            for weight in self.weights:
+                if weight.touched():
+                    weight.settle(self.schedule)
         return {w.name: w.state_dict() for w in self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -123,3 +123,24 @@ def test_steps_that_do_not_log_measure_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Sparsifier, "take_flips", lambda self: asked.append(self.steps) or take(self))
     trainer(tmp_path, NMSparsityCallback("2:4", log_every_n_steps=5, report=False)).fit(net())
     assert asked == [5, 10]
+
+
+def test_a_logger_of_your_own_needs_no_experiment(tmp_path):
+    """The least that Lightning asks of a logger is enough."""
+    from lightning.pytorch.loggers import Logger
+
+    class Mini(Logger):
+        name, version = "mini", 0
+
+        def __init__(self) -> None:
+            self.rows: list[dict[str, float]] = []
+
+        def log_metrics(self, metrics, step=None) -> None:
+            self.rows.append(metrics)
+
+        def log_hyperparams(self, *args, **kwargs) -> None:
+            pass
+
+    logger = Mini()
+    trainer(tmp_path, NMSparsityCallback("2:4", report=False), logger=logger).fit(net())
+    assert sum("nm/flips" in row for row in logger.rows) == 12

@@ -324,8 +324,8 @@ def test_missing_checkpoint_is_an_error(tmp_path):
         ({"pattern": "5:4"}, "0 < N <= M"),
         ({"method": "asp"}, "unknown method 'asp'"),
         ({"decay": -1.0}, "decay"),
-        ({"method": SRSTE(), "decay": 1.0}, "is that of method='sr_ste'"),
-        ({"method": "ste", "decay": 1.0}, "is that of method='sr_ste'"),
+        ({"method": SRSTE(), "decay": 1.0}, "applies to method='sr_ste' only"),
+        ({"method": "ste", "decay": 1.0}, "applies to method='sr_ste' only"),
         ({"overrides": {"*": "9:4"}}, "0 < N <= M"),
     ],
 )
@@ -420,3 +420,91 @@ def test_picture_of_a_weight_that_ends_dense_is_left_out(tmp_path):
     callback = sparsity(schedule=Schedule(dense_from=8), picture="net.0.weight")
     with pytest.warns(UserWarning, match="dense_from"):
         trainer(tmp_path, callback, logger=TensorBoardLogger(tmp_path)).fit(net())
+
+
+def test_another_model_leaves_the_first_one_sparse(tmp_path):
+    """A second model with other layer names takes nothing back into the finished first one."""
+
+    class Other(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = self.net
+            del self.net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(self.conv(x).flatten(1))
+
+    callback, first = sparsity(), net()
+    trainer(tmp_path, callback).fit(first)
+    trainer(tmp_path, callback).fit(Other())
+    assert_sparse(first)
+
+
+def test_saved_after_testing_an_older_checkpoint_can_be_resumed(tmp_path):
+    """Weights loaded by trainer.test count as dense ones in what is saved next."""
+    model, callback = net(), sparsity()
+    files = saved(tmp_path, model, callback)
+    run = trainer(tmp_path, callback, max_epochs=3)
+    model.test_step = model.validation_step
+    run.test(model, model.val_dataloader(), ckpt_path=files[5], verbose=False)
+    run.save_checkpoint(tmp_path / "older.ckpt")
+    resumed = net()
+    trainer(tmp_path, sparsity(), max_epochs=3).fit(resumed, ckpt_path=tmp_path / "older.ckpt")
+    assert_sparse(resumed)
+
+
+def test_resuming_with_another_schedule_is_said(tmp_path):
+    """Weights that the new schedule wants dense are dense, hidden part included, and a warning says so."""
+    files = saved(tmp_path, net(), sparsity())
+    model = net()
+    with pytest.warns(UserWarning, match="trained with the schedule"):
+        trainer(tmp_path, sparsity(schedule=Schedule(start=100))).fit(model, ckpt_path=files[5])
+    assert all(model.get_parameter(n).count_nonzero() == model.get_parameter(n).numel() for n in SELECTED)
+
+
+def test_measures_although_steps_pass_the_multiple(tmp_path):
+    """Three optimizer steps in a batch still give one measurement for every ten steps."""
+
+    class Thrice(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor]) -> None:
+            for _ in range(3):
+                self.optimizers().zero_grad()
+                self.manual_backward(super().training_step(batch))
+                self.optimizers().step()
+
+        def validation_step(self, batch: list[Tensor]) -> None:
+            pass
+
+    callback = sparsity(log_every_n_steps=10)
+    trainer(tmp_path, callback).fit(Thrice())
+    assert [row[0] for row in callback.topology.history] == [12, 21, 30]
+
+
+def test_layers_replaced_while_training_are_picked_up(tmp_path):
+    """A head put in at an epoch's start is sparse before its first forward."""
+
+    class Replaces(Net):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.net[2] = nn.Linear(16, 4)
+                self.trainer.optimizers[0].add_param_group({"params": self.net[2].parameters()})
+
+    watch, model = Watch(), Replaces()
+    trainer(tmp_path, sparsity(), watch).fit(model)
+    assert_sparse(model)
+
+
+@pytest.mark.parametrize("averaging", ["WeightAveraging", "StochasticWeightAveraging"])
+def test_averaging_is_warned_of(tmp_path, averaging):
+    """Averages of different masks are not sparse: nobody should find out at deployment."""
+    from lightning.pytorch import callbacks
+
+    average = (
+        callbacks.WeightAveraging() if averaging == "WeightAveraging" else callbacks.StochasticWeightAveraging(0.1)
+    )
+    with pytest.warns(UserWarning, match=f"{averaging} averages weights of different masks"):
+        trainer(tmp_path, sparsity(), average).fit(net())

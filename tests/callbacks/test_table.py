@@ -41,3 +41,9 @@ def test_print_table_without_rich(capsys, monkeypatch):
     monkeypatch.setattr(table, "find_spec", lambda name: None)
     table.print_table("title", COLUMNS, ROWS)
     assert capsys.readouterr().out == "title\n" + table.plain_table(COLUMNS, ROWS) + "\n"
+
+
+def test_titles_are_no_markup(capsys):
+    """A path with brackets in it is printed as it is."""
+    table.print_table("[a]/x.ckpt", COLUMNS, ROWS)
+    assert "[a]/x.ckpt" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_nm import NMSparsityCallback
 from lightning_nm.cli import save_figures
+from lightning_nm.training import Schedule
 from tests.helpers import net, trainer
 
 PNG = b"\x89PNG"
@@ -22,3 +23,10 @@ def test_figures_are_saved_where_asked(tmp_path, capsys):
 def test_no_callback_no_figures(tmp_path):
     """A dense run has nothing to draw."""
     assert save_figures(trainer(tmp_path), tmp_path) == []
+
+
+def test_a_run_that_ends_dense_has_no_mask_to_draw(tmp_path):
+    """The SAD curves are saved all the same."""
+    run = trainer(tmp_path, NMSparsityCallback("2:4", schedule=Schedule(start=1000), report=False), max_epochs=1)
+    run.fit(net())
+    assert [f.name for f in save_figures(run, tmp_path)] == ["sad.png"]

@@ -128,3 +128,11 @@ def test_nothing_to_judge_is_an_error(trained, tmp_path):
     del checkpoint["state_dict"]["conv.weight"]
     with pytest.raises(ValueError, match=r"conv\.weight: trained sparse, but not among"):
         examine(checkpoint, None)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": 5}, {"state_dict": {}, "callbacks": []}])
+def test_malformed_checkpoints_are_told(tmp_path, content):
+    """Loadable, but not what it says it is."""
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        load_checkpoint(tmp_path / "odd.ckpt")

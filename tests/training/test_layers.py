@@ -204,7 +204,7 @@ class Quantised(nn.Linear):
         (nn.MultiheadAttention(8, 2, add_bias_kv=True), "bias_k", "attention bias"),
         (nn.LazyLinear(8), "weight", "lazy"),
         (Quantised(), "weight", "torch.int8"),
-        (Unknown(), "table", "unknown layer type Unknown"),
+        (Unknown(), "table", "Unknown is no known layer type"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
@@ -270,7 +270,7 @@ def test_vectors_of_a_registered_layer_stay_dense() -> None:
 def test_a_class_that_is_only_named_conv1d_is_unknown() -> None:
     """GPT-2's Conv1D is told by its package too, so another Conv1D is not read the wrong way round."""
     other = type("Conv1D", (GPT2Linear,), {"__module__": "mine"})(6, 8)
-    assert "unknown layer type Conv1D" in str(role(other, "weight", other.weight))
+    assert "Conv1D is no known layer type" in str(role(other, "weight", other.weight))
 
 
 def test_a_registered_dimension_that_a_weight_lacks_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
