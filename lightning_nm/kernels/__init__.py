@@ -12,8 +12,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from lightning_nm.kernels import bits as reference_bits
 from lightning_nm.kernels import reference
-from lightning_nm.kernels.bits import byte_count, pack_bits, popcount, unpack_bits
+from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
 
 __all__ = [
     "byte_count",
@@ -33,10 +34,16 @@ nm_mask = reference.nm_mask
 def compiled_cpu() -> ModuleType | None:
     """The compiled CPU kernels, imported at the first call; None where numba is missing or does not import."""
     try:
-        from lightning_nm.kernels.cpu import split
+        from lightning_nm.kernels import cpu
     except ImportError:
         return None
-    return split
+    return cpu
+
+
+def popcount(bits: Tensor) -> Tensor:
+    """Number of set bits of a uint8 tensor, an int64 scalar on its device (no synchronisation)."""
+    cpu = compiled_cpu() if bits.device.type == "cpu" and bits.is_contiguous() else None
+    return reference_bits.popcount(bits) if cpu is None else torch.tensor(cpu.popcount(bits))
 
 
 def _compiled_for(weight: Tensor, hidden: Tensor | None) -> ModuleType | None:
