@@ -53,8 +53,8 @@ class NMSparsityCallback(Callback):
         overrides: glob -> pattern for the weights it matches, or None to leave them dense. The last
             match decides and goes before the other rules.
         ignore_last_linear: leave the model's last Linear dense, as the SR-STE paper does.
-        log_every_n_steps: optimizer steps between two measurements of flips and SAD, which make the
-            only waits for a GPU. None: the Trainer's ``log_every_n_steps``; 0: never, and then the two
+        log_every_n_steps: optimizer steps between two measurements of flips and SAD. These, and a look at
+            the weights at each epoch's first batch, are the only waits for a GPU. None: the Trainer's ``log_every_n_steps``; 0: never, and then the two
             masks that SAD compares with (one bit per weight each) are not kept either.
         log_layers: log the numbers of every layer too.
         picture: name of the weight whose mask is drawn; None: the first selected one.
@@ -170,7 +170,7 @@ class NMSparsityCallback(Callback):
                 f"NMSparsityCallback: {len(replaced)} weights were loaded after set-up; their values now count as "
                 f"the dense weights ({', '.join(replaced[:4])}{', ...' if len(replaced) > 4 else ''})"
             )
-            self.topology = Topology()
+            self.topology.forget(replaced)
         self.sparsifier.attach()
 
     def _join(self, restored: dict[str, Any], *, final: bool) -> None:

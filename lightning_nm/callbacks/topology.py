@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,6 +36,12 @@ class Topology:
             for name, mask in masks.items():
                 if name not in reference:
                     reference[name] = mask.clone()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop what is remembered of weights that others have taken the place of."""
+        for reference in self._references.values():
+            for name in names:
+                reference.pop(name, None)
 
     def measure(self, sparsifier: Sparsifier, *, layers: bool = False) -> dict[str, float]:
         """The numbers to log, and a row of ``history``. Waits for a GPU.

@@ -32,8 +32,8 @@ class Sparsifier:
 
     Nothing is followed before ``with`` or `attach`. No change to the model, the loss or the loop is
     needed: PyTorch's optimizer hooks call it around each ``optimizer.step()``, of whichever optimizer
-    holds a selected weight, now or later. A step with
-    a closure (LBFGS, Lightning) runs every call of the closure at sparse weights.
+    holds a selected weight, now or later. A step with a closure (LBFGS, Lightning) runs every call of
+    the closure at sparse weights.
 
     Args:
         selection: from `select`. None: there is no model yet; `adopt` will follow.

@@ -493,9 +493,11 @@ def test_layers_replaced_while_training_are_picked_up(tmp_path):
                 self.net[2] = nn.Linear(16, 4)
                 self.trainer.optimizers[0].add_param_group({"params": self.net[2].parameters()})
 
-    watch, model = Watch(), Replaces()
-    trainer(tmp_path, sparsity(), watch).fit(model)
+    watch, model, callback = Watch(), Replaces(), sparsity()
+    trainer(tmp_path, callback, watch).fit(model)
     assert_sparse(model)
+    # what was measured of the other layers stays
+    assert [row[0] for row in callback.topology.history] == list(range(1, 13))
 
 
 @pytest.mark.parametrize("averaging", ["WeightAveraging", "StochasticWeightAveraging"])
