@@ -54,8 +54,9 @@ class NMSparsityCallback(Callback):
             match decides and goes before the other rules.
         ignore_last_linear: leave the model's last Linear dense, as the SR-STE paper does.
         log_every_n_steps: optimizer steps between two measurements of flips and SAD. These, and a look at
-            the weights at each epoch's first batch, are the only waits for a GPU. None: the Trainer's ``log_every_n_steps``; 0: never, and then the two
-            masks that SAD compares with (one bit per weight each) are not kept either.
+            the weights at each epoch's first batch, are the only waits for a GPU. None: the Trainer's
+            ``log_every_n_steps``; 0: never, and then the two masks that SAD compares with (one bit per
+            weight each) are not kept either.
         log_layers: log the numbers of every layer too.
         picture: name of the weight whose mask is drawn; None: the first selected one.
         report: print the table of selected and skipped weights when training starts.
