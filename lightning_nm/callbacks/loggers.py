@@ -31,9 +31,14 @@ def log_table(loggers: Iterable[Any], key: str, columns: Sequence[str], rows: Se
             logger.experiment.add_text(key, markdown_table(columns, rows), global_step=step)
 
 
+def can_draw() -> bool:
+    """Whether there is a matplotlib to draw with."""
+    return find_spec("matplotlib") is not None
+
+
 def with_figures(loggers: Iterable[Any]) -> list[Any]:
     """The loggers that can show figures; none where there is no matplotlib to draw them."""
-    if find_spec("matplotlib") is None:
+    if not can_draw():
         return []
     return [logger for logger in loggers if hasattr(logger, "log_image") or hasattr(_experiment(logger), "add_figure")]
 

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_nm.callbacks import loggers
-from lightning_nm.callbacks.figures import mask_figure, sad_figure
-from lightning_nm.callbacks.report import COLUMNS, cautions, report_rows, report_title
-from lightning_nm.callbacks.table import print_table
+from lightning_nm.callbacks.averages import Averages
+from lightning_nm.callbacks.compatibility import cautions, require_followed, require_strategy
+from lightning_nm.callbacks.figures import sad_figure
+from lightning_nm.callbacks.report import show_report
+from lightning_nm.callbacks.summary import log_summary, plot_mask
 from lightning_nm.callbacks.topology import Topology
 from lightning_nm.patterns import PatternText
 from lightning_nm.training import SRSTE, Method, Schedule, Selection, Sparsifier, named_method, select
-from lightning_nm.training.sparsifier import require_joined
+from lightning_nm.training.checkpoint import require_joined
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +50,10 @@ class NMSparsityCallback(Callback):
             ASP), ``"s_ste"`` (arXiv 2409.09099), or a `lightning_nm.training.Method`.
         decay: lambda of ``"sr_ste"``. With a `Method` of your own give it there.
         schedule: start, refresh interval, decay ramp, freeze and dense tail, in optimizer steps.
+        decay_before_clipping: add the decay before Lightning clips the gradients, so that it is clipped
+            with them, as in the published code. By default it is added to what clipping left, and
+            lambda is exact. (In manual optimization you clip yourself; call
+            ``sparsifier.regularize(optimizer)`` before it.)
         include: globs over parameter and module names; only matches become sparse. None: all.
         ignore: globs; matches stay dense.
         module_types: names of layer classes; only their weights become sparse. None: all.
@@ -77,6 +84,7 @@ class NMSparsityCallback(Callback):
         method: Method | Literal["sr_ste", "ste", "frozen", "s_ste"] = "sr_ste",
         decay: float = DEFAULT_DECAY,
         schedule: Schedule = Schedule(),
+        decay_before_clipping: bool = False,
         include: list[str] | None = None,
         ignore: list[str] | None = None,
         module_types: list[str] | None = None,
@@ -95,6 +103,7 @@ class NMSparsityCallback(Callback):
         else:
             self.method = method if isinstance(method, Method) else named_method(method)
         self.schedule = schedule
+        self.decay_before_clipping = decay_before_clipping
         self.log_every_n_steps = log_every_n_steps
         self.log_layers = log_layers
         self.picture = picture
@@ -102,6 +111,7 @@ class NMSparsityCallback(Callback):
         self.sparsifier: Sparsifier | None = None
         """The training core; None until a fit has been set up."""
         self.topology = Topology()
+        self._averages = Averages()
         self._selecting = {
             "include": include,
             "ignore": ignore or [],
@@ -118,6 +128,7 @@ class NMSparsityCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        require_strategy(trainer.strategy)
         held = set() if self.sparsifier is None else {id(w.param) for w in self.sparsifier.weights}
         if held.isdisjoint(id(param) for param in pl_module.parameters()):
             # the first model, or another one than last time: nothing of the last one's holds for it
@@ -135,6 +146,8 @@ class NMSparsityCallback(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # sharded strategies restore weights just before this
         self._adopt(pl_module, final=False)
+        assert self.sparsifier is not None
+        self._averages.follow(trainer.callbacks, self.sparsifier)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._adopt(pl_module, final=True)
@@ -145,13 +158,10 @@ class NMSparsityCallback(Callback):
                 f"picture={self.picture!r} is not a selected weight; they are "
                 + ", ".join(w.name for w in self.sparsifier.weights)
             )
-        for caution in cautions(trainer.callbacks):  # type: ignore[attr-defined]
+        self._averages.follow(trainer.callbacks, self.sparsifier)  # type: ignore[attr-defined]
+        for caution in cautions(trainer):
             rank_zero_warn(f"NMSparsityCallback: {caution}")
-        if trainer.is_global_zero:
-            rows = report_rows(self._selection, self.sparsifier)
-            if self.report:
-                print_table(report_title(self._selection, self.sparsifier), COLUMNS, rows)
-            loggers.log_table(trainer.loggers, "nm/report", COLUMNS, rows, trainer.global_step)
+        show_report(trainer, self._selection, self.sparsifier, printed=self.report)
 
     def _adopt(self, pl_module: LightningModule, *, final: bool) -> None:
         """Select, and bring masks and hidden parts in line with the model as it is now.
@@ -183,7 +193,8 @@ class NMSparsityCallback(Callback):
             return  # the strategy restores the weights later: once more then
         require_joined(strangers)
         self._restored = None
-        self.topology.load_state_dict(restored["topology"])
+        self.topology.load_state_dict(restored["topology"], self.sparsifier)
+        self._averages.load_state_dict(restored["averages"])
         if restored["schedule"] != asdict(self.schedule):
             rank_zero_warn(
                 f"NMSparsityCallback: the checkpoint was trained with the schedule {restored['schedule']}, this "
@@ -203,10 +214,19 @@ class NMSparsityCallback(Callback):
         self.topology.meet(masks)
         self.topology.begin_epoch(trainer.current_epoch, masks)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # Lightning has unscaled the gradients and is about to clip them. An optimizer that unscales by itself
+        # still holds scaled ones, and Lightning does not clip those
+        unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
+        if self.decay_before_clipping and pl_module.automatic_optimization and unscaled:
+            assert self.sparsifier is not None
+            self.sparsifier.regularize(optimizer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self.sparsifier is not None
+        require_followed(self.sparsifier)
         steps = self.sparsifier.steps
         if self.schedule.over(steps) and not self._said_dense:
             self._said_dense = True
@@ -225,6 +245,10 @@ class NMSparsityCallback(Callback):
             # to the loggers at once: Lightning would drop what falls between its own logging steps
             loggers.log_numbers(trainer.loggers, values, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # before any average is swapped in
+        self._averages.settle()
+
     def _log_every(self, trainer: Trainer) -> int:
         if self.log_every_n_steps is not None:
             return self.log_every_n_steps
@@ -235,45 +259,39 @@ class NMSparsityCallback(Callback):
         assert self.sparsifier is not None
         for weight in self.sparsifier.weights:
             weight.check_finite()
-        if not trainer.is_global_zero or not self._log_every(trainer):
-            return
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        rows = self.topology.layer_rows(self.sparsifier)
-        loggers.log_table(trainer.loggers, "nm/layers", self.topology.LAYER_COLUMNS, rows, step)
-        showing = loggers.with_figures(trainer.loggers)
-        if showing:
-            loggers.log_figure(showing, "nm/sad", self.plot_sad(), step)
-            # the chosen weight may be dense again by now
-            pictured = self.picture or next(iter(self.sparsifier.masks()), None)
-            if pictured in self.sparsifier.masks():
-                loggers.log_figure(showing, "nm/mask", self.plot_mask(pictured), step)
+        if self._log_every(trainer):
+            log_summary(trainer, self.sparsifier, self.topology, self._title, self.picture)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._averages.leave()
         if self.sparsifier is not None:
             self.sparsifier.detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._averages.leave()
         if self.sparsifier is not None:
             self.sparsifier.detach()
 
     # -- what it shows ----------------------------------------------------------------------------
 
+    @property
+    def _title(self) -> str:
+        return f"{self.pattern} {type(self.method).__name__}"
+
     def plot_sad(self) -> "Figure":
         """Flip rate and SAD over the optimizer steps measured so far (needs matplotlib)."""
-        return sad_figure(self.topology.history, f"{self.pattern} {type(self.method).__name__}")
+        return sad_figure(self.topology.history, self._title)
 
     def plot_mask(self, name: str | None = None) -> "Figure":
         """The mask of a selected weight as it is now (needs matplotlib).
 
+        Where the weight is sharded, all processes must call this.
+
         Raises:
             ValueError: nothing sparse of that name.
         """
-        sparse = [] if self.sparsifier is None else [w for w in self.sparsifier.weights if w.mask is not None]
-        name = name or self.picture or (sparse[0].name if sparse else None)
-        for weight in sparse:
-            if weight.name == name and weight.mask is not None:
-                return mask_figure(weight.mask.unpack(), f"{name} ({weight.pattern})")
-        raise ValueError(f"there is no mask of {name!r} to draw; there are {[w.name for w in sparse]}")
+        weights = [] if self.sparsifier is None else self.sparsifier.weights
+        return plot_mask(weights, name or self.picture)
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -282,7 +300,8 @@ class NMSparsityCallback(Callback):
             return {}
         return {
             "weights": self.sparsifier.state_dict(),
-            "topology": self.topology.state_dict(),
+            "topology": self.topology.state_dict(self.sparsifier),
+            "averages": self._averages.state_dict(),
             "schedule": asdict(self.schedule),
         }
 

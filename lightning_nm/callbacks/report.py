@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from lightning.pytorch import Trainer
 
-from lightning_nm.callbacks.table import Row
-from lightning_nm.kernels import compiled_cpu
+from lightning_nm.callbacks import loggers
+from lightning_nm.callbacks.table import Row, print_table
 from lightning_nm.training import Selection, Sparsifier
 from lightning_nm.training.layers import VECTOR
 
@@ -13,11 +13,13 @@ COLUMNS = ("layer", "shape", "pattern", "kept / total", "remarks")
 
 
 def report_rows(selection: Selection, sparsifier: Sparsifier) -> list[Row]:
-    """One row for each selected weight, then one for each skipped one; vectors share a row."""
+    """One row for each selected weight, then one for each skipped one; vectors share a row.
+
+    All processes of sharded weights must call this.
+    """
     rows: list[Row] = []
     for weight in sparsifier.weights:
-        shape, total = list(weight.param.shape), weight.param.numel()
-        kept = total if weight.mask is None else int(weight.mask.kept())
+        shape, total, kept = list(weight.param.shape), weight.param.numel(), weight.kept()
         remark = ""
         if sparsifier.schedule.over(weight.steps):
             remark = f"dense again since step {sparsifier.schedule.dense_from}"
@@ -39,17 +41,10 @@ def report_title(selection: Selection, sparsifier: Sparsifier) -> str:
     return f"N:M sparsity: {len(sparsifier.weights)} weights of {total:,} entries selected, trained by {method}"
 
 
-_AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
-
-
-def cautions(callbacks: Iterable[object]) -> list[str]:
-    """What the user should know before training: things that cost sparsity or speed in silence."""
-    said = [
-        f"{type(callback).__name__} averages weights of different masks; the averaged weights, which it validates and "
-        "saves, are not sparse"
-        for callback in callbacks
-        if _AVERAGING & {c.__name__ for c in type(callback).__mro__}
-    ]
-    if compiled_cpu() is None:
-        said.append("numba does not import, so masks on a CPU are found by plain torch, several times slower")
-    return said
+def show_report(trainer: Trainer, selection: Selection, sparsifier: Sparsifier, *, printed: bool) -> None:
+    """Print the report, if asked to, and give it to the loggers. All processes of sharded weights must call this."""
+    rows = report_rows(selection, sparsifier)
+    if trainer.is_global_zero:
+        if printed:
+            print_table(report_title(selection, sparsifier), COLUMNS, rows)
+        loggers.log_table(trainer.loggers, "nm/report", COLUMNS, rows, trainer.global_step)

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_nm.callbacks.table import Row
-from lightning_nm.metrics.functional import sparse_architecture_divergence
+from lightning_nm.metrics.functional.sad import _sad_compute, _sad_update
 from lightning_nm.patterns import PackedMask
-from lightning_nm.training import Sparsifier
+from lightning_nm.training import SparseWeight, Sparsifier, shards
 
 
 class Topology:
@@ -44,27 +45,26 @@ class Topology:
                 reference.pop(name, None)
 
     def measure(self, sparsifier: Sparsifier, *, layers: bool = False) -> dict[str, float]:
-        """The numbers to log, and a row of ``history``. Waits for a GPU.
+        """The numbers to log, and a row of ``history``. Waits for a GPU, and for all processes of sharded weights.
 
         Flips are means per optimizer step since the last measurement; so none are missed between.
         """
-        masks = sparsifier.masks()
-        self.meet(masks)
+        self.meet(sparsifier.masks())
         steps = max(sparsifier.steps - self.measured_at, 1)
         self.measured_at = sparsifier.steps
         flips = sparsifier.take_flips()
-        if not masks:
+        sparse = [weight for weight in sparsifier.weights if weight.mask is not None]
+        if not sparse:
             return {}
-        numel = sum(mask.numel() for mask in masks.values())
-        kept = int(torch.stack([mask.kept().cpu() for mask in masks.values()]).sum())
+        numel = sum(weight.param.numel() for weight in sparse)
+        kept = sum(weight.kept() for weight in sparse)
         per_step = sum(flips.values()) / steps
         values = {"flips": per_step, "flip_rate": per_step / numel, "sparsity": 1 - kept / numel}
         if layers:
-            for name, mask in masks.items():
-                values[f"{name}/flip_rate"] = flips[name] / steps / mask.numel()
-        for moment, reference in self._references.items():
-            divergence = sparse_architecture_divergence({name: reference[name] for name in masks}, masks)
-            for key, value in divergence.items():
+            for weight in sparse:
+                values[f"{weight.name}/flip_rate"] = flips[weight.name] / steps / weight.param.numel()
+        for moment in self._references:
+            for key, value in self._divergence(moment, sparse).items():
                 layer, _, number = key.rpartition("/")
                 suffix = "" if number == "count" else f"_{number}"
                 if layers or not layer:
@@ -74,6 +74,15 @@ class Topology:
         )
         return values
 
+    def _divergence(self, moment: str, sparse: list[SparseWeight]) -> dict[str, Tensor]:
+        """`lightning_nm.metrics.functional.sparse_architecture_divergence` since that moment, of whole weights."""
+        counts = []
+        for weight in sparse:
+            assert weight.mask is not None
+            here = _sad_update(self._references[moment][weight.name], weight.mask)
+            counts.append(shards.total(here, weight.param).cpu())
+        return _sad_compute(torch.cat(counts), 1, [weight.name for weight in sparse])
+
     LAYER_COLUMNS = ("layer", "pattern", "kept", "total", "SAD since start", "fraction", "of max")
 
     def layer_rows(self, sparsifier: Sparsifier) -> list[Row]:
@@ -81,20 +90,21 @@ class Topology:
         rows: list[Row] = []
         for weight in sparsifier.weights:
             if weight.mask is not None and weight.name in self._references["start"]:
-                sad = sparse_architecture_divergence(self._references["start"][weight.name], weight.mask)
-                count, fraction, of_max = (float(value) for value in sad.values())
-                kept, total = int(weight.mask.kept()), weight.mask.numel()
+                sad = self._divergence("start", [weight])
+                count, fraction, of_max = (float(sad[key]) for key in ("count", "fraction", "fraction_of_max"))
+                kept, total = weight.kept(), weight.param.numel()
                 rows.append(
                     (weight.name, weight.pattern, kept, total, int(count), round(fraction, 4), round(of_max, 4))
                 )
         return rows
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtins only."""
-        references = {
-            moment: {name: {"bits": mask.bits, "shape": list(mask.shape)} for name, mask in masks.items()}
-            for moment, masks in self._references.items()
-        }
+    def state_dict(self, sparsifier: Sparsifier) -> dict[str, Any]:
+        """Tensors and builtins only; whole masks of sharded weights."""
+        params = {weight.name: weight.param for weight in sparsifier.weights}
+        references: dict[str, dict[str, Any]] = {}
+        for moment, masks in self._references.items():
+            wholes = {name: shards.whole_mask(mask, params[name]) for name, mask in masks.items() if name in params}
+            references[moment] = {name: {"bits": w.bits, "shape": list(w.shape)} for name, w in wholes.items()}
         return {
             "history": self.history,
             "measured_at": self.measured_at,
@@ -102,11 +112,11 @@ class Topology:
             "references": references,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], sparsifier: Sparsifier) -> None:
+        params = {weight.name: weight.param for weight in sparsifier.weights}
         self.history = [list(row) for row in state["history"]]
         self.measured_at = state["measured_at"]
         self.epoch = state["epoch"]
-        self._references = {
-            moment: {name: PackedMask(m["bits"].clone(), torch.Size(m["shape"])) for name, m in masks.items()}
-            for moment, masks in state["references"].items()
-        }
+        for moment, masks in state["references"].items():
+            wholes = {name: PackedMask(m["bits"], torch.Size(m["shape"])) for name, m in masks.items()}
+            self._references[moment] = {n: shards.mask_piece_of(w, params[n]) for n, w in wholes.items() if n in params}

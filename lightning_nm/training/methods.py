@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,8 +23,6 @@ class Update(NamedTuple):
     """Fraction of the full decay, from the schedule's ramp."""
     grad_scale: Tensor | None
     """Factor still on the gradients, where the optimizer unscales them itself; None: they are unscaled."""
-    again: bool = False
-    """The same step has come here before: an optimizer calls its closure several times (LBFGS)."""
 
 
 class Method:
@@ -48,6 +47,15 @@ class Method:
         """
         return copy.deepcopy(self)
 
+    def start(self, dense: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> None:
+        """Find what stays fixed (a scale, say), just before the first split.
+
+        Args:
+            dense: the weight; of a sharded one the piece that this process holds.
+            mask: its first mask.
+            total: sums a tensor over the processes that share the weight.
+        """
+
     def split(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Dense weight, bool mask -> (sparse, hidden), all of the weight's shape.
 
@@ -60,10 +68,10 @@ class Method:
         return sparse + hidden
 
     def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
-        """Add the method's gradient term, in place, just before the optimizer's update.
+        """Add the method's gradient term, in place, to a gradient that is new: before an update, or before clipping."""
 
-        Gradients are new at every call of a closure; what is changed in ``hidden`` stays (``update.again``).
-        """
+    def shrink(self, hidden: Tensor, update: Update) -> None:
+        """Change the hidden part itself, in place: once in an optimizer step, just before its (first) update."""
 
     def state_dict(self) -> dict[str, Tensor | float]:
         return {}
@@ -97,17 +105,18 @@ class SRSTE(Method):
         self.placement = placement
 
     def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
-        assert hidden is not None
         decay = self.decay * update.strength
-        if decay == 0:
+        if self.placement != "gradient" or decay == 0:
             return
-        if self.placement == "decoupled":
-            if not update.again:
-                hidden.mul_(1 - update.lr * decay)
-        elif update.grad_scale is None:
+        assert hidden is not None
+        if update.grad_scale is None:
             grad.add_(hidden, alpha=decay)
         else:
             grad.add_(hidden * (decay * update.grad_scale))
+
+    def shrink(self, hidden: Tensor, update: Update) -> None:
+        if self.placement == "decoupled":
+            hidden.mul_(1 - update.lr * self.decay * update.strength)
 
 
 class STE(SRSTE):
@@ -153,15 +162,20 @@ class SSTE(Method):
         bound.pattern, bound.dim = pattern, dim
         return bound
 
-    def split(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        shrunk = (dense.abs() - self.pattern.threshold(dense, mask, dim=self.dim)).clamp_(min=0)
-        soft = torch.where(mask, shrunk.copysign(dense), 0.0)
+    def start(self, dense: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> None:
         if self.beta is None:
-            wide = soft.double()
-            norm = wide.square().sum()
+            wide = self._soft(dense, mask).double()
+            fit, norm = total(torch.stack([(dense.double() * wide).sum(), wide.square().sum()])).unbind()
             # a weight of equal magnitudes projects to 0: any beta will do
-            self.beta = torch.where(norm > 0, (dense.double() * wide).sum() / norm, 1.0).to(torch.float32)
-        return soft * self.beta.to(device=dense.device, dtype=dense.dtype), dense.clone()
+            self.beta = torch.where(norm > 0, fit / norm, 1.0).to(torch.float32)
+
+    def split(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.beta is not None
+        return self._soft(dense, mask) * self.beta.to(device=dense.device, dtype=dense.dtype), dense.clone()
+
+    def _soft(self, dense: Tensor, mask: Tensor) -> Tensor:
+        shrunk = (dense.abs() - self.pattern.threshold(dense, mask, dim=self.dim)).clamp_(min=0)
+        return torch.where(mask, shrunk.copysign(dense), 0.0)
 
     def merge(self, sparse: Tensor, hidden: Tensor) -> Tensor:
         return hidden

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_nm.patterns import Pattern, parse
+from lightning_nm.training import shards
 from lightning_nm.training.layers import VECTOR, Gemm, Role, role
 
 PatternLike = str | int | Sequence[int] | Pattern
@@ -158,7 +159,10 @@ class _Rules:
         if len({gemm.dim for gemm in gemms}) > 1:
             return f"shared by {[o.name for o in owners]}, which sum over different dimensions of it"
         span = gcd(*[gemm.span for gemm in gemms])
-        return pattern.why_not(param.shape, dim=gemms[0].dim, span=span) or (pattern, gemms[0])
+        if reason := pattern.why_not(param.shape, dim=gemms[0].dim, span=span):
+            return reason
+        shards.uncut(owners[0].name, param, pattern, gemms[0].dim)
+        return pattern, gemms[0]
 
     def _of_type(self, owners: Sequence[_Owner]) -> bool:
         met = [t for t in self.module_types or () if any(_is_type(t, owner.module) for owner in owners)]
@@ -200,8 +204,10 @@ def select(
         The selection. Call its ``require()`` to refuse an empty one.
 
     Raises:
-        ValueError: a pattern that cannot be read, or a string where a list belongs.
+        ValueError: a pattern that cannot be read, or a string where a list belongs; a weight that is
+            sharded in a way that cuts its groups; a model that FSDP1 has flattened.
     """
+    shards.reshard(model)
     rules = _Rules(model, pattern, include, ignore, module_types, overrides or {}, ignore_last_linear)
     weights, skipped = [], []
     for param, owners in _owners(model).items():

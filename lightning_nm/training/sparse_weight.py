@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_nm import kernels
 from lightning_nm.patterns import PackedMask
+from lightning_nm.training import shards
 from lightning_nm.training.methods import Method, Update
 from lightning_nm.training.schedule import Schedule
 from lightning_nm.training.selection import Selected
@@ -22,7 +22,7 @@ class SparseWeight:
     optimizer update, ``close`` takes it out again.
 
     Memory beside the parameter: one hidden copy (none for methods that keep none) and one bit per
-    weight for the mask.
+    weight for the mask. Of a sharded parameter (DTensor) each process handles its own piece.
     """
 
     def __init__(self, selected: Selected, method: Method) -> None:
@@ -35,8 +35,20 @@ class SparseWeight:
         self.is_open = False
         self.flips: int | Tensor = 0  # mask entries changed since they were last taken
         self._nonfinite: int | Tensor = 0
-        self._version = -1  # of the parameter, when it was last split
+        self._version: tuple[int, ...] = ()  # of the parameter, when it was last split
+        self._regularized = False
         self._opened_in_step = False
+
+    @property
+    def values(self) -> Tensor:
+        """The parameter's values in this process, to be written to."""
+        return shards.piece(self.param)
+
+    def kept(self) -> int:
+        """Number of entries that are kept. Waits for a GPU; all processes of a sharded weight must call this."""
+        if self.mask is None:
+            return self.param.numel()
+        return int(shards.total(self.mask.kept(), self.param))
 
     # -- one optimizer step -----------------------------------------------------------------------
 
@@ -44,12 +56,26 @@ class SparseWeight:
         """At the start of an optimizer's step."""
         self._opened_in_step = False
 
+    def regularize(self, update: Update) -> None:
+        """Add the gradient term. The update that follows does not add it again."""
+        if self.mask is not None and self.param.grad is not None:
+            grad = shards.piece(self.param.grad)
+            if grad.shape != self.values.shape:
+                raise ValueError(
+                    f"{self.name}: the gradient is sharded into pieces of {list(grad.shape)}, the weight into pieces "
+                    f"of {list(self.values.shape)}; shard both alike"
+                )
+            self.method.regularize(grad, self.hidden, self.mask, update)
+        self._regularized = True
+
     def open(self, update: Update) -> None:
         """Before the optimizer's update, at every call of its closure: add the gradient term, make the weight dense."""
+        if not self._regularized:
+            self.regularize(update)
+        self._regularized = False
         if self.mask is not None:
-            assert self.param.grad is not None
-            update = update._replace(again=self._opened_in_step)
-            self.method.regularize(self.param.grad, self.hidden, self.mask, update)
+            if self.hidden is not None and not self._opened_in_step:
+                self.method.shrink(self.hidden, update)
             self._merge()
         # last: whatever failed above has left the weight sparse
         self.is_open = self._opened_in_step = True
@@ -74,7 +100,7 @@ class SparseWeight:
 
         NaN and infinity are counted here, so that no step waits for a GPU; `check_finite` raises.
         """
-        weight = self.param.detach()
+        weight = self.values
         first = self.mask is None
         if self.mask is None:
             self.mask = PackedMask.empty(weight)
@@ -91,14 +117,17 @@ class SparseWeight:
             nonfinite = kernels.resplit_(target, hidden, self.mask.bits)
         self._nonfinite = self._nonfinite + nonfinite
         if not plain:
-            sparse, self.hidden = self.method.split(weight, self.mask.unpack())
+            mask = self.mask.unpack()
+            if first:
+                self.method.start(weight, mask, lambda sums: shards.total(sums, self.param))
+            sparse, self.hidden = self.method.split(weight, mask)
             weight.copy_(sparse)
-        self._version = self.param._version
+        self._version = shards.version(self.param)
 
     def _merge(self) -> None:
         if self.hidden is None:
             return
-        weight = self.param.detach()
+        weight = self.values
         if type(self.method).merge is Method.merge:
             weight.add_(self.hidden)  # -0.0 where kept: exact, see kernels.reference
         else:
@@ -126,11 +155,9 @@ class SparseWeight:
         """Whether somebody has written to the parameter at rest (as autograd's version counter saw it) or moved it."""
         if self.mask is None:
             return False
-        moved = self.hidden is not None and (self.hidden.dtype, self.hidden.device) != (
-            self.param.dtype,
-            self.param.device,
-        )
-        return moved or self.param._version != self._version
+        weight = self.values
+        moved = self.hidden is not None and (self.hidden.dtype, self.hidden.device) != (weight.dtype, weight.device)
+        return moved or shards.version(self.param) != self._version
 
     def absorb(self, *, moves: bool) -> None:
         """Split again after an update that went on when the weight was sparse already.
@@ -158,84 +185,42 @@ class SparseWeight:
                 self.method = self._unbound.bind(self.pattern, self.dim)
             if schedule.sparse(self.steps):
                 self.split()
-        self._version = self.param._version
+        self._version = shards.version(self.param)
         return replaced
 
     def _follow(self) -> bool:
         """Whether mask, hidden part and parameter still belong together, on the parameter's device and dtype."""
         if self.mask is None:
             return False
-        weight = self.param.detach()
+        weight = self.values
         if self.mask.shape != weight.shape:
             raise ValueError(
                 f"{self.name}: its mask has shape {list(self.mask.shape)}, the weight {list(weight.shape)}"
             )
         self.mask = self.mask.to(weight.device)
-        if self.hidden is None:
-            dense, converted = weight, False
-        else:
-            converted = self.hidden.dtype != weight.dtype
-            self.hidden = self.hidden.to(weight)
-            dense = self.method.merge(weight, self.hidden)
+        if self.hidden is None or self.hidden.dtype == weight.dtype:
+            self.hidden = None if self.hidden is None else self.hidden.to(weight.device)
+            return self.holds()
         # values between the sparse ones are rounded anew by a conversion, zeros are not
-        sparse, hidden = copy.deepcopy(self.method).split(dense, self.mask.unpack())
-        if not (torch.allclose(sparse, weight, rtol=0.05) if converted else torch.equal(sparse, weight)):
+        self.hidden = self.hidden.to(weight)
+        sparse, hidden = self._as_split()
+        if not torch.allclose(sparse, weight, rtol=0.05):
             return False
-        if converted:
-            weight.copy_(sparse)
-            self.hidden = hidden
+        weight.copy_(sparse)
+        self.hidden = hidden
         return True
+
+    def holds(self) -> bool:
+        """Whether the parameter holds the sparse weight that mask and hidden part belong to. Waits for a GPU."""
+        return torch.equal(self._as_split()[0], self.values)
+
+    def _as_split(self) -> tuple[Tensor, Tensor | None]:
+        """(sparse, hidden) as the mask splits parameter and hidden part, taken together, now."""
+        assert self.mask is not None
+        dense = self.values if self.hidden is None else self.method.merge(self.values, self.hidden)
+        return copy.deepcopy(self.method).split(dense, self.mask.unpack())
 
     def release(self) -> None:
         """Hand the dense weight back for good."""
         self._merge()
         self.mask = self.hidden = None
-
-    # -- checkpoints ------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Live tensors (no copies) and builtins only, so that ``weights_only`` loading takes it."""
-        return {
-            "shape": list(self.param.shape),
-            "pattern": str(self.pattern),
-            "dim": self.dim,
-            "method": type(self.method).__name__,
-            "method_state": self.method.state_dict(),
-            "steps": self.steps,
-            "flips": int(self.flips),
-            "mask": None if self.mask is None else self.mask.bits,
-            "hidden": self.hidden,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a checkpoint's state; `settle` then joins it with the restored weight.
-
-        Raises:
-            ValueError: it belongs to another pattern, dimension, method or shape.
-        """
-        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
-            raise ValueError(f"{self.name}: the checkpoint's state is not one of a sparse weight")
-        if state["shape"] != list(self.param.shape):
-            raise ValueError(
-                f"{self.name}: the checkpoint's weight has shape {state['shape']}, this one {list(self.param.shape)}: "
-                "it belongs to another model"
-            )
-        for key, mine in (("pattern", str(self.pattern)), ("dim", self.dim), ("method", type(self.method).__name__)):
-            if state[key] != mine:
-                raise ValueError(
-                    f"{self.name}: the checkpoint was trained with {key} {state[key]}, this run asks for {mine}. "
-                    "Resume with the same settings, or load only the weights to start anew from them"
-                )
-        mask, hidden = state["mask"], state["hidden"]
-        expected = list(self.param.shape) if mask is not None and self.method.keeps_hidden else None
-        found = None if hidden is None else list(hidden.shape)
-        if found != expected:
-            raise ValueError(f"{self.name}: the checkpoint's hidden part has shape {found}, expected {expected}")
-        try:
-            self.mask = None if mask is None else PackedMask(mask.clone(), self.param.shape)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: the checkpoint is damaged: {error}") from None
-        self.hidden = None if hidden is None else hidden.clone()
-        self.steps = state["steps"]
-        self.flips = state["flips"]
-        self.method.load_state_dict(state["method_state"])

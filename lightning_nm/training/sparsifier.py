@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 from lightning_nm.patterns import PackedMask
+from lightning_nm.training import shards
+from lightning_nm.training.checkpoint import require_joined, require_same, restore_weight, weight_state
 from lightning_nm.training.methods import SRSTE, Method, Update
 from lightning_nm.training.schedule import Schedule
 from lightning_nm.training.selection import Selection
@@ -83,7 +85,7 @@ class Sparsifier:
         """
         known = {w.name: w for w in self.weights}
         if restored is not None:
-            _require_same(restored, [s.name for s in selection.weights])
+            require_same(restored, [s.name for s in selection.weights])
         self.weights = []
         replaced = []
         for selected in selection.weights:
@@ -94,8 +96,8 @@ class Sparsifier:
                 weight = SparseWeight(selected, self.method)
             weight.param = selected.param
             if restored is not None:
-                weight.load_state_dict(restored[selected.name])
-            if weight.settle(self.schedule):
+                restore_weight(weight, restored[selected.name])
+            if shards.anywhere(weight.settle(self.schedule), weight.param):
                 replaced.append(weight.name)
             self.weights.append(weight)
         for weight in known.values():
@@ -171,11 +173,27 @@ class Sparsifier:
         return [(w, g) for g in optimizer.param_groups for p in g["params"] if (w := found(id(p))) is not None]
 
     @torch.no_grad()
+    def regularize(self, optimizer: Optimizer) -> None:
+        """Add the method's gradient term to the gradients now rather than in the coming ``optimizer.step()``.
+
+        Call it just before clipping, after unscaling, to have the term clipped together with the data
+        gradient, as the published code does. Without it the term is added to what clipping left, so
+        that lambda is exact.
+        """
+        for weight, update in self._updates(optimizer):
+            weight.regularize(update)
+
+    @torch.no_grad()
     def _open(self, optimizer: Optimizer) -> None:
         # an optimizer that unscales by itself is told the scale, and whether to skip, by the scaler
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
+        for weight, update in self._updates(optimizer):
+            weight.open(update)
+
+    def _updates(self, optimizer: Optimizer) -> Iterator[tuple[SparseWeight, Update]]:
+        """The weights that ``optimizer`` is about to update, each as it should be at rest."""
         scale = getattr(optimizer, "grad_scale", None)
         for weight, group in self._owned(optimizer):
             # no gradient: the optimizer leaves it alone, and so do we
@@ -183,7 +201,7 @@ class Sparsifier:
                 continue
             if weight.touched():
                 weight.settle(self.schedule)
-            weight.open(Update(group.get("lr", 0.0), self.schedule.strength(weight.steps), scale))
+            yield weight, Update(group.get("lr", 0.0), self.schedule.strength(weight.steps), scale)
 
     @torch.no_grad()
     def _reclose(self, weights: Sequence[SparseWeight]) -> None:
@@ -205,15 +223,22 @@ class Sparsifier:
         return max((w.steps for w in self.weights), default=0)
 
     def masks(self) -> dict[str, PackedMask]:
-        """The masks as they are now (not copies), by parameter name; dense weights have none."""
+        """The masks as they are now (not copies), by parameter name; dense weights have none.
+
+        Of a sharded parameter it is the mask of this process's piece.
+        """
         return {w.name: w.mask for w in self.weights if w.mask is not None}
 
     def take_flips(self) -> dict[str, int]:
-        """Mask entries that changed since this was last called, by name. Waits for a GPU."""
+        """Mask entries that changed since this was last called, by name. Waits for a GPU.
+
+        Where parameters are sharded, all processes must call this.
+        """
         flips = {}
         for weight in self.weights:
             weight.check_finite()
-            flips[weight.name], weight.flips = int(weight.flips), 0
+            flips[weight.name] = int(shards.total(torch.as_tensor(weight.flips), weight.param))
+            weight.flips = 0
         return flips
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,7 +248,7 @@ class Sparsifier:
             for weight in self.weights:
                 if weight.touched():
                     weight.settle(self.schedule)
-        return {w.name: w.state_dict() for w in self.weights}
+        return {w.name: weight_state(w) for w in self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`, with the model's own (sparse) weights already loaded.
@@ -232,32 +257,11 @@ class Sparsifier:
             ValueError: it belongs to another model, selection, pattern or method, or to other weights
                 than the model holds.
         """
-        _require_same(state, [w.name for w in self.weights])
+        require_same(state, [w.name for w in self.weights])
         strangers = []
         with torch.no_grad():
             for weight in self.weights:
-                weight.load_state_dict(state[weight.name])
-                if weight.settle(self.schedule):
+                restore_weight(weight, state[weight.name])
+                if shards.anywhere(weight.settle(self.schedule), weight.param):
                     strangers.append(weight.name)
         require_joined(strangers)
-
-
-def require_joined(strangers: Sequence[str]) -> None:
-    """Raise ValueError if restored hidden parts met weights (named ``strangers``) that are not theirs."""
-    if strangers:
-        raise ValueError(
-            f"the model's weights {list(strangers)} are not the sparse ones that the restored state belongs to; "
-            "load the model's state dict of the same checkpoint first"
-        )
-
-
-def _require_same(state: dict[str, Any], names: list[str]) -> None:
-    missing = [n for n in names if n not in state]
-    extra = [n for n in state if n not in names]
-    if missing or extra:
-        raise ValueError(
-            "the checkpoint's sparse weights are not the ones selected now"
-            + (f"; selected but not in the checkpoint: {missing}" if missing else "")
-            + (f"; in the checkpoint but not selected: {extra}" if extra else "")
-            + ". Resume the model and the selection that the checkpoint was made with"
-        )

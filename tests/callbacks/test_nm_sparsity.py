@@ -498,15 +498,3 @@ def test_layers_replaced_while_training_are_picked_up(tmp_path):
     assert_sparse(model)
     # what was measured of the other layers stays
     assert [row[0] for row in callback.topology.history] == list(range(1, 13))
-
-
-@pytest.mark.parametrize("averaging", ["WeightAveraging", "StochasticWeightAveraging"])
-def test_averaging_is_warned_of(tmp_path, averaging):
-    """Averages of different masks are not sparse: nobody should find out at deployment."""
-    from lightning.pytorch import callbacks
-
-    average = (
-        callbacks.WeightAveraging() if averaging == "WeightAveraging" else callbacks.StochasticWeightAveraging(0.1)
-    )
-    with pytest.warns(UserWarning, match=f"{averaging} averages weights of different masks"):
-        trainer(tmp_path, sparsity(), average).fit(net())

@@ -42,12 +42,3 @@ def test_title_counts():
     assert report_title(selection, Sparsifier(selection)) == (
         "N:M sparsity: 1 weights of 32 entries selected, trained by SRSTE"
     )
-
-
-def test_a_slow_fallback_is_said(monkeypatch):
-    """Without numba the masks are found more slowly, and the user is told."""
-    from lightning_nm.callbacks import report
-
-    assert report.cautions([]) == []
-    monkeypatch.setattr(report, "compiled_cpu", lambda: None)
-    assert "numba does not import" in report.cautions([])[0]

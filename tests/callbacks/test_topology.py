@@ -84,9 +84,9 @@ def test_state_continues_the_history(drift):
     topology.meet(sparsifier.masks())
     step()
     topology.measure(sparsifier)
-    state = copy.deepcopy(topology.state_dict())
+    state = copy.deepcopy(topology.state_dict(sparsifier))
     restored = Topology()
-    restored.load_state_dict(state)
+    restored.load_state_dict(state, sparsifier)
     before = copy.deepcopy(sparsifier.weights[0].flips)
     step()
     flips = sparsifier.weights[0].flips

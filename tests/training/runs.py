@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_nm.training import SparseWeight
+from lightning_nm.patterns import NM
+from lightning_nm.training import SRSTE, Method, Schedule, Selected, SparseWeight, Update
+
+UPDATE = Update(lr=0.1, strength=1.0, grad_scale=None)
+ALWAYS = Schedule()
 
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
@@ -65,3 +69,23 @@ def dense_after_updates(optimizer: Optimizer, param: nn.Parameter) -> Iterator[l
     handle = optimizer.register_step_post_hook(lambda *_: seen.append(param.detach().clone()))
     yield seen
     handle.remove()
+
+
+def sparse_weight(dense: Tensor, method: Method | None = None, *, pattern: NM = NM(2, 4), dim: int = 1) -> SparseWeight:
+    """A parameter of a copy of these values, already sparse."""
+    param = nn.Parameter(dense.clone())
+    weight = SparseWeight(Selected("layer.weight", param, pattern, dim), method or SRSTE())
+    with torch.no_grad():
+        weight.split()
+    return weight
+
+
+def update(weight: SparseWeight, change: Tensor, schedule: Schedule = ALWAYS) -> Tensor:
+    """One optimizer step that adds ``change`` to the dense weight; returns the dense weight after it."""
+    weight.param.grad = torch.zeros_like(weight.param)
+    with torch.no_grad():
+        weight.open(UPDATE)
+        weight.param += change
+        dense = weight.param.detach().clone()
+        weight.close(schedule)
+    return dense

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,33 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nm.patterns import NM
-from lightning_nm.training import SRSTE, SSTE, Frozen, Method, Schedule, Selected, SparseWeight, Update
+from lightning_nm.training import SRSTE, SSTE, Frozen, Method, Schedule, Selected, SparseWeight
 from tests.oracles import hamming_by_hand, nm_mask_by_hand, raw
-from tests.training.runs import master, most_kept, noise
-
-UPDATE = Update(lr=0.1, strength=1.0, grad_scale=None)
-ALWAYS = Schedule()
-
-
-def sparse_weight(dense: Tensor, method: Method | None = None, *, pattern: NM = NM(2, 4), dim: int = 1) -> SparseWeight:
-    """A parameter of a copy of these values, already sparse."""
-    param = nn.Parameter(dense.clone())
-    weight = SparseWeight(Selected("layer.weight", param, pattern, dim), method or SRSTE())
-    with torch.no_grad():
-        weight.split()
-    return weight
-
-
-def update(weight: SparseWeight, change: Tensor, schedule: Schedule = ALWAYS) -> Tensor:
-    """One optimizer step that adds ``change`` to the dense weight; returns the dense weight after it."""
-    weight.param.grad = torch.zeros_like(weight.param)
-    with torch.no_grad():
-        weight.open(UPDATE)
-        weight.param += change
-        dense = weight.param.detach().clone()
-        weight.close(schedule)
-    return dense
-
+from tests.training.runs import ALWAYS, UPDATE, master, most_kept, noise, sparse_weight, update
 
 # -- what it is made of -------------------------------------------------------------------------------
 
@@ -251,58 +226,3 @@ def test_a_weight_of_another_shape_is_refused() -> None:
     weight.param = nn.Parameter(noise(4, 12))
     with pytest.raises(ValueError, match=r"layer\.weight: .*\[4, 8\].*\[4, 12\]"):
         weight.settle(ALWAYS)
-
-
-# -- state ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [SRSTE, Frozen, SSTE])
-def test_state_goes_through_a_weights_only_file(make: Callable[[], Method]) -> None:
-    """Saved with torch.save and read with ``weights_only``, the state continues the weight bit for bit."""
-    weight = sparse_weight(noise(4, 8), make())
-    update(weight, noise(4, 8, seed=1))
-    file = io.BytesIO()
-    torch.save(weight.state_dict(), file)
-    file.seek(0)
-    resumed = SparseWeight(Selected("layer.weight", nn.Parameter(weight.param.detach().clone()), NM(2, 4), 1), make())
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    with torch.no_grad():
-        assert not resumed.settle(ALWAYS)
-    for seed in (2, 3):
-        update(weight, noise(4, 8, seed=seed))
-        update(resumed, noise(4, 8, seed=seed))
-    assert torch.equal(raw(resumed.param), raw(weight.param))
-    assert resumed.steps == weight.steps
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"pattern": "1:4"}, "pattern 1:4.*2:4"),
-        ({"dim": 0}, "dim 0.*1"),
-        ({"method": "Frozen"}, "method Frozen.*SRSTE"),
-        ({"hidden": torch.zeros(4, 4)}, r"\[4, 4\].*\[4, 8\]"),
-        ({"mask": torch.zeros(3, dtype=torch.uint8)}, r"\(4, 8\) takes 4 bytes"),
-        ({"mask": torch.zeros(4, dtype=torch.int64)}, "int64"),
-    ],
-    ids=["pattern", "dim", "method", "hidden shape", "mask size", "mask dtype"],
-)
-def test_state_of_another_run_is_refused(change: dict[str, Any], named: str) -> None:
-    """What does not belong here is refused with the weight's name and what differs (promise 7)."""
-    weight = sparse_weight(noise(4, 8))
-    with pytest.raises(ValueError, match=rf"layer\.weight: .*{named}"):
-        weight.load_state_dict({**weight.state_dict(), **change})
-
-
-def test_state_of_another_shape_is_refused_without_a_hidden_part() -> None:
-    """A frozen weight's state has only bits; as many bits of another shape are another model's (promise 7)."""
-    state = sparse_weight(noise(8, 4), Frozen()).state_dict()
-    with pytest.raises(ValueError, match=r"layer\.weight"):
-        sparse_weight(noise(4, 8), Frozen()).load_state_dict(state)
-
-
-def test_state_without_its_hidden_part_is_refused() -> None:
-    """A sparse SR-STE weight cannot go on without what its mask removed (promise 7)."""
-    weight = sparse_weight(noise(4, 8))
-    with pytest.raises(ValueError, match=r"layer\.weight"):
-        weight.load_state_dict({**weight.state_dict(), "hidden": None})
