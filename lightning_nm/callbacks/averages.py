@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
-from lightning_nm.training import STE, Selected, SparseWeight, Sparsifier, shards
+from lightning_nm.training import STE, Selected, SparseWeight, Sparsifier
 from lightning_nm.training.checkpoint import restore_weight, weight_state
 
 
@@ -31,9 +31,6 @@ class Averages:
         """Make the averages sparse that these callbacks keep of the model, now and after each of their updates.
 
         Following twice is following once.
-
-        Raises:
-            ValueError: the model is sharded, its averages are not.
         """
         if self._followed:
             return
@@ -43,10 +40,6 @@ class Averages:
                 self._followed.append(_Average(callback._average_model.module, callback._average_model, sparsifier))
             elif isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
                 self._followed.append(_Average(callback._average_model, callback, sparsifier))
-            else:
-                continue
-            if any(shards.is_sharded(weight.param) for weight in sparsifier.weights):
-                raise ValueError(f"{type(callback).__name__} averages whole models; it cannot follow sharded weights")
         for average, state in zip(self._followed, self._restored):
             average.load_state_dict(state)
         self._restored = []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from collections.abc import Iterable
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_nm.kernels import compiled_cpu
 from lightning_nm.training import Sparsifier
 
-REFUSED_STRATEGIES = {
+_STRATEGIES = {
     "FSDPStrategy": (
         "FSDP1 (FullyShardedDataParallel) flattens parameters into one vector, which cuts N:M groups anywhere. "
         "Use FSDP2: strategy=ModelParallelStrategy()"
@@ -20,13 +24,14 @@ REFUSED_STRATEGIES = {
 }
 
 
-def require_strategy(strategy: object) -> None:
-    """Raise ValueError under a strategy that does not let parameters be seen, or stepped, as they are."""
-    for kind in type(strategy).__mro__:
-        if kind.__name__ in REFUSED_STRATEGIES:
-            raise ValueError(
-                f"NMSparsityCallback does not work under {kind.__name__}: {REFUSED_STRATEGIES[kind.__name__]}"
-            )
+def require_compatible(strategy: Strategy, callbacks: Iterable[Callback]) -> None:
+    """Raise ValueError for a strategy, or a callback under it, that leaves no sparse weights to keep."""
+    for name in (kind.__name__ for kind in type(strategy).__mro__):
+        if name in _STRATEGIES:
+            raise ValueError(f"NMSparsityCallback does not work under {name}: {_STRATEGIES[name]}")
+    averaging = [type(c).__name__ for c in callbacks if isinstance(c, (WeightAveraging, StochasticWeightAveraging))]
+    if averaging and isinstance(strategy, ModelParallelStrategy):
+        raise ValueError(f"{averaging[0]} averages whole models; under ModelParallelStrategy they are sharded. Use DDP")
 
 
 def require_followed(sparsifier: Sparsifier) -> None:

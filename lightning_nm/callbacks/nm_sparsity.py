@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_nm.callbacks import loggers
 from lightning_nm.callbacks.averages import Averages
-from lightning_nm.callbacks.compatibility import cautions, require_followed, require_strategy
+from lightning_nm.callbacks.compatibility import cautions, require_compatible, require_followed
 from lightning_nm.callbacks.figures import sad_figure
 from lightning_nm.callbacks.report import show_report
 from lightning_nm.callbacks.summary import log_summary, plot_mask
@@ -128,7 +128,7 @@ class NMSparsityCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        require_strategy(trainer.strategy)
+        require_compatible(trainer.strategy, trainer.callbacks)  # type: ignore[attr-defined]
         held = set() if self.sparsifier is None else {id(w.param) for w in self.sparsifier.weights}
         if held.isdisjoint(id(param) for param in pl_module.parameters()):
             # the first model, or another one than last time: nothing of the last one's holds for it

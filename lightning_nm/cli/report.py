@@ -35,7 +35,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: there is no such file, or it is no checkpoint.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; consolidate a sharded checkpoint into one file first")
+        raise ValueError(
+            f"{path} is a folder; make one file of a sharded checkpoint first: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path}.pt"
+        )
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
     try:
