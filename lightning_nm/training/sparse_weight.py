@@ -68,6 +68,17 @@ class SparseWeight:
             self.method.regularize(grad, self.hidden, self.mask, update)
         self._regularized = True
 
+    def lift(self, schedule: Schedule) -> None:
+        """Make the weight dense for an optimizer that looks at it before it calls its closure."""
+        if self.is_open:
+            return
+        if self.touched():
+            self.settle(schedule)
+        if self.mask is not None:
+            self._merge()
+            self._version = shards.version(self.param)
+        self.is_open = True
+
     def open(self, update: Update) -> None:
         """Before the optimizer's update, at every call of its closure: add the gradient term, make the weight dense."""
         if not self._regularized:
@@ -92,7 +103,7 @@ class SparseWeight:
     def reclose(self, *, moves: bool) -> None:
         """Make an open weight sparse without counting a step: a closure runs again, or a step broke off."""
         if self.is_open and self.mask is not None:
-            self.split(moves=moves)
+            self.split(moves=moves and self.touched())
         self.is_open = False
 
     def split(self, *, moves: bool = True) -> None:

@@ -146,6 +146,12 @@ class Sparsifier:
         if not callable(closure):
             self._open(optimizer)
             return None
+        # PyTorch's own optimizers touch no weight before they call the closure; others (SAM) may save and move
+        # weights first, and must find the dense ones
+        if not type(optimizer).step.__module__.startswith("torch.optim."):
+            with torch.no_grad():
+                for weight, _ in owned:
+                    weight.lift(self.schedule)
 
         def at_sparse_weights() -> Any:
             self._reclose([w for w, _ in self._owned(optimizer)])

@@ -378,6 +378,59 @@ def test_an_optimizer_that_goes_on_after_super_step() -> None:
         assert everything_sparse(model)
 
 
+class SAM(Optimizer):
+    """Sharpness-aware minimization (Foret et al., 2021): saves the weights, moves them uphill, and puts them back."""
+
+    def __init__(self, params: Any, inner: type[Optimizer], **kwargs: Any) -> None:
+        self.inner = inner(params, **kwargs)
+        super().__init__(self.inner.param_groups, {})
+        self.param_groups = self.inner.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = [p.data.clone() for p in params]
+        norm = torch.stack([p.grad.norm() for p in params]).norm()
+        for p in params:
+            p.add_(p.grad, alpha=0.05 / float(norm))
+        with torch.enable_grad():
+            loss = closure()
+        for p, before in zip(params, saved):
+            p.data = before
+        self.inner.step()
+        return loss
+
+
+def test_an_optimizer_that_moves_weights_before_its_closure() -> None:
+    """SAM saves the dense weights and gets them back; what it perturbs is sparse in its closure, too."""
+    model = mlp()
+    optimizer = SAM(model.parameters(), SGD, lr=0.1)
+    with Sparsifier(select(model, "2:4"), SRSTE(0.5)) as sparsifier:
+        expected = [master(weight) for weight in sparsifier.weights]
+        for step in range(4):
+            at = [expected[0].clone(), expected[1].clone()]
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            grads = [weight.param.grad.clone() for weight in sparsifier.weights]
+            norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+            seen: list[Tensor] = []
+
+            def closure(step: int = step, seen: list[Tensor] = seen) -> Tensor:
+                assert everything_sparse(model)
+                seen.extend(weight.param.detach().clone() for weight in sparsifier.weights)
+                return closure_of(model, optimizer, step)()
+
+            optimizer.step(closure)
+            for i, weight in enumerate(sparsifier.weights):
+                uphill = at[i] + 0.05 * grads[i] / norm
+                mask = nm_mask_by_hand(uphill, 2, 4)
+                torch.testing.assert_close(seen[i], torch.where(mask, uphill, 0.0))
+                # the decay at the perturbed hidden weights, the gradient at the perturbed sparse ones
+                expected[i] = at[i] - 0.1 * weight.param.grad
+                torch.testing.assert_close(master(weight), expected[i])
+        assert sparsifier.steps == 4
+
+
 # -- lambda is lambda -----------------------------------------------------------------------------------------------
 
 
