@@ -1,8 +1,7 @@
 """The callback: N:M sparse training in any Lightning Trainer."""
 
-# no `from __future__ import annotations` here: LightningCLI must find evaluated types, see PatternLike
+# no `from __future__ import annotations` here: LightningCLI must find evaluated types, see PatternText
 
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,12 +25,7 @@ if TYPE_CHECKING:
 
     from lightning_nm.training.selection import PatternLike
 else:
-    # what LightningCLI sees: a checked string, which reads an unquoted 2:4 as it reads "2:4"
-    PatternLike = PatternText
-    with suppress(ImportError):  # without jsonargparse there is no LightningCLI either
-        from jsonargparse.typing import register_type
-
-        register_type(PatternText, lambda pattern: str(PatternText(pattern)), PatternText)
+    PatternLike = PatternText  # what LightningCLI sees
 
 DEFAULT_DECAY = 2e-4
 
