@@ -165,7 +165,7 @@ class NMSparsityCallback(Callback):
         weights). ``final``: what is not there now will not come.
         """
         self._selection = select(pl_module, self.pattern, **self._selecting)  # type: ignore[arg-type]
-        if final:
+        if final and not self._selection.waits:
             self._selection.require()
         assert self.sparsifier is not None
         if self._restored is not None and (final or self._selection.weights):
@@ -200,13 +200,15 @@ class NMSparsityCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # not in on_train_epoch_start: resumed from the last batch of an epoch, Lightning does not call it
         # for the next one, and the module's own, which may replace layers, comes after it
-        if self.topology.epoch == trainer.current_epoch:
-            return
-        self._adopt(pl_module, final=True)
-        assert self.sparsifier is not None
-        masks = self.sparsifier.masks() if self._log_every(trainer) else {}
-        self.topology.meet(masks)
-        self.topology.begin_epoch(trainer.current_epoch, masks)
+        assert self._selection is not None
+        begins = self.topology.epoch != trainer.current_epoch
+        if begins or self._selection.waits:
+            self._adopt(pl_module, final=True)
+        if begins:
+            assert self.sparsifier is not None
+            masks = self.sparsifier.masks() if self._log_every(trainer) else {}
+            self.topology.meet(masks)
+            self.topology.begin_epoch(trainer.current_epoch, masks)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # Lightning has unscaled the gradients and is about to clip them. An optimizer that unscales by itself

@@ -27,6 +27,7 @@ _Rule = Callable[[nn.Module, str, Tensor], Role]
 
 
 VECTOR = "a vector (bias or scale): no GEMM sums over it"
+LAZY = "not initialised yet (a lazy layer)"
 
 
 def _along(dim: int) -> _Rule:
@@ -88,7 +89,7 @@ def _is_transformers_conv1d(module: nn.Module) -> bool:
 def role(module: nn.Module, name: str, param: Tensor) -> Role:
     """What ``param``, owned by ``module`` under ``name``, is: a GEMM's weight or the reason why not."""
     if is_lazy(param):
-        return "not initialised yet (a lazy layer)"
+        return LAZY
     if not param.is_floating_point():
         return f"its dtype is {param.dtype}, not a floating-point one"
     if param.dim() < 2:

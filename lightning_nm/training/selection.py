@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_nm.patterns import Pattern, parse
 from lightning_nm.training import shards
-from lightning_nm.training.layers import VECTOR, Gemm, Role, role
+from lightning_nm.training.layers import LAZY, VECTOR, Gemm, Role, role
 
 PatternLike = str | int | Sequence[int] | Pattern
 
@@ -44,6 +44,11 @@ class Selection:
     skipped: list[Skipped]
     unmatched: list[str]
     """Globs and layer types that matched no parameter."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a lazy layer has yet to get its weight: select again after a forward."""
+        return any(skipped.reason == LAZY for skipped in self.skipped)
 
     def require(self) -> Selection:
         """Return this selection if it is worth training with.

@@ -265,6 +265,26 @@ def test_layers_made_later_are_picked_up(tmp_path):
     assert_sparse(model)
 
 
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_lazy_layers_are_sparse_from_their_first_step_on(tmp_path, sanity):
+    """They have no weights before the first forward: with a sanity check that is before training, else its first."""
+
+    class Lazy(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.net = nn.LazyConv2d(8, 3), nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(4))
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.global_step or sanity:
+                assert_sparse(self)
+
+    model, callback = Lazy(), sparsity()
+    trainer(tmp_path, callback, num_sanity_val_steps=sanity).fit(model)
+    assert_sparse(model)
+    assert callback.sparsifier is not None
+    assert [weight.steps for weight in callback.sparsifier.weights] == [12 if sanity else 11] * 3
+
+
 def test_true_half_precision_keeps_the_hidden_part(tmp_path):
     """bf16-true converts the weights after setup; masks and hidden part follow."""
     callback, model, watch = sparsity(), net(), Watch()
