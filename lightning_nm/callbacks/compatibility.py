@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_nm.kernels import compiled_cpu
@@ -24,14 +22,35 @@ _STRATEGIES = {
 }
 
 
-def require_compatible(strategy: Strategy, callbacks: Iterable[Callback]) -> None:
-    """Raise ValueError for a strategy, or a callback under it, that leaves no sparse weights to keep."""
-    for name in (kind.__name__ for kind in type(strategy).__mro__):
+def require_compatible(trainer: Trainer, mine: Callback) -> None:
+    """Raise ValueError for a strategy, or another callback, that leaves no sparse weights to keep."""
+    for name in (kind.__name__ for kind in type(trainer.strategy).__mro__):
         if name in _STRATEGIES:
             raise ValueError(f"NMSparsityCallback does not work under {name}: {_STRATEGIES[name]}")
-    averaging = [type(c).__name__ for c in callbacks if isinstance(c, (WeightAveraging, StochasticWeightAveraging))]
-    if averaging and isinstance(strategy, ModelParallelStrategy):
-        raise ValueError(f"{averaging[0]} averages whole models; under ModelParallelStrategy they are sharded. Use DDP")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if callback is not mine and type(callback) is type(mine):
+            raise ValueError(
+                "there are two NMSparsityCallbacks, whose states would overwrite each other's; give one of them all "
+                "patterns: overrides={glob: pattern}"
+            )
+        averages = isinstance(callback, (WeightAveraging, StochasticWeightAveraging))
+        if averages and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                f"{type(callback).__name__} averages whole models; ModelParallelStrategy shards them. Use DDP"
+            )
+
+
+def require_unpruned(trainer: Trainer, sparsifier: Sparsifier) -> None:
+    """Raise ValueError if Lightning's own pruning is about to replace a selected weight."""
+    names = {id(weight.param): weight.name for weight in sparsifier.weights}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelPruning):
+            pruned = [names.get(id(getattr(module, name, None))) for module, name in callback._parameters_to_prune]
+            if selected := [name for name in pruned if name is not None]:
+                raise ValueError(
+                    f"ModelPruning prunes {', '.join(selected)}, which {'is' if len(selected) == 1 else 'are'} trained "
+                    "sparse here; leave them to one of the two callbacks (ignore=[...], or parameters_to_prune=[...])"
+                )
 
 
 def require_followed(sparsifier: Sparsifier) -> None:

@@ -2,23 +2,22 @@
 
 # no `from __future__ import annotations` here: LightningCLI must find evaluated types, see PatternText
 
-from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_nm.callbacks import loggers
-from lightning_nm.callbacks.averages import Averages
-from lightning_nm.callbacks.compatibility import cautions, require_compatible, require_followed
+from lightning_nm.callbacks.compatibility import cautions, require_compatible, require_followed, require_unpruned
 from lightning_nm.callbacks.figures import sad_figure
 from lightning_nm.callbacks.report import show_report
 from lightning_nm.callbacks.summary import log_summary, plot_mask
 from lightning_nm.callbacks.topology import Topology
+from lightning_nm.callbacks.trained_model import TrainedModel
 from lightning_nm.patterns import PatternText
-from lightning_nm.training import SRSTE, Method, Schedule, Selection, Sparsifier, named_method, select
-from lightning_nm.training.checkpoint import require_joined
+from lightning_nm.training import SRSTE, Method, Schedule, Sparsifier, named_method, select
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,10 +53,10 @@ class NMSparsityCallback(Callback):
         overrides: glob -> pattern for the weights it matches, or None to leave them dense. The last
             match decides and goes before the other rules.
         ignore_last_linear: leave the model's last Linear dense, as the SR-STE paper does.
-        log_every_n_steps: optimizer steps between two measurements of flips and SAD. These, and a look at
-            the weights at each epoch's first batch, are the only waits for a GPU. None: the Trainer's
-            ``log_every_n_steps``; 0: never, and then the two masks that SAD compares with (one bit per
-            weight each) are not kept either.
+        log_every_n_steps: optimizer steps between two measurements of flips and SAD, beside the one at each
+            epoch's end. These, and a look at the weights at each epoch's first batch, are the only waits for a
+            GPU. None: the Trainer's ``log_every_n_steps``; 0: never, and then the two masks that SAD compares
+            with (one bit per weight each) are not kept either.
         log_layers: log the numbers of every layer too.
         picture: name of the weight whose mask is drawn; None: the first selected one.
         report: print the table of selected and skipped weights when training starts.
@@ -102,111 +101,70 @@ class NMSparsityCallback(Callback):
         self.log_layers = log_layers
         self.picture = picture
         self.report = report
-        self.sparsifier: Sparsifier | None = None
-        """The training core; None until a fit has been set up."""
-        self.topology = Topology()
-        self._averages = Averages()
-        self._selecting = {
+        rules: dict[str, Any] = {
             "include": include,
             "ignore": ignore or [],
             "module_types": module_types,
             "overrides": {glob: p if p is None else PatternText(p) for glob, p in (overrides or {}).items()},
             "ignore_last_linear": ignore_last_linear,
         }
-        self._selection: Selection | None = None
-        self._restored: dict[str, Any] | None = None
-        self._said_dense = False
+        self._model = TrainedModel(partial(select, pattern=self.pattern, **rules), self.method, schedule)
 
-    # -- following the model through start-up -----------------------------------------------------
+    @property
+    def sparsifier(self) -> Sparsifier | None:
+        """The training core; None until a fit has been set up."""
+        return self._model.sparsifier
+
+    @property
+    def topology(self) -> Topology:
+        """How the masks have drifted."""
+        return self._model.topology
+
+    # -- start-up ---------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        require_compatible(trainer.strategy, trainer.callbacks)  # type: ignore[attr-defined]
-        held = set() if self.sparsifier is None else {id(w.param) for w in self.sparsifier.weights}
-        if held.isdisjoint(id(param) for param in pl_module.parameters()):
-            # the first model, or another one than last time: nothing of the last one's holds for it
-            self.sparsifier, self.topology = Sparsifier(None, self.method, self.schedule), Topology()
-            self._said_dense = False
+        require_compatible(trainer, self)
+        # first, for the learning-rate finder trains in its on_fit_start: what `setup` cannot see must be sparse then
+        trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]  # type: ignore[attr-defined]
+        self._model.meet(pl_module)
         self.topology.epoch = -1
         # ranks that were seeded apart hold different weights until they are wrapped: no masks before that
         if trainer.world_size == 1:
-            self._adopt(pl_module, final=False)
+            self._model.follow(pl_module, final=False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # by now LightningModule.setup and configure_model have run, and most strategies have restored
-        self._adopt(pl_module, final=False)
+        self._model.follow(pl_module, final=False)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # sharded strategies restore weights just before this
-        self._adopt(pl_module, final=False)
-        assert self.sparsifier is not None
-        self._averages.follow(trainer.callbacks, self.sparsifier)  # type: ignore[attr-defined]
+        self._model.follow(pl_module, final=False)
+        self._model.averages.follow(trainer.callbacks, self._model.core)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._adopt(pl_module, final=True)
-        assert self.sparsifier is not None
-        assert self._selection is not None
-        if self.picture is not None and self.picture not in (w.name for w in self.sparsifier.weights):
-            raise ValueError(
-                f"picture={self.picture!r} is not a selected weight; they are "
-                + ", ".join(w.name for w in self.sparsifier.weights)
-            )
-        self._averages.follow(trainer.callbacks, self.sparsifier)  # type: ignore[attr-defined]
+        self._model.follow(pl_module, final=True)
+        core = self._model.core
+        names = [weight.name for weight in core.weights]
+        if self.picture is not None and self.picture not in names:
+            raise ValueError(f"picture={self.picture!r} is not a selected weight; they are {', '.join(names)}")
+        self._model.averages.follow(trainer.callbacks, core)  # type: ignore[attr-defined]
+        require_unpruned(trainer, core)
         for caution in cautions(trainer):
             rank_zero_warn(f"NMSparsityCallback: {caution}")
-        show_report(trainer, self._selection, self.sparsifier, printed=self.report)
-
-    def _adopt(self, pl_module: LightningModule, *, final: bool) -> None:
-        """Select, and bring masks and hidden parts in line with the model as it is now.
-
-        Lightning builds, restores, moves and wraps the model between `setup` and the first step, in an
-        order that depends on the strategy; so this is done again at each stage (a few passes over the
-        weights). ``final``: what is not there now will not come.
-        """
-        self._selection = select(pl_module, self.pattern, **self._selecting)  # type: ignore[arg-type]
-        if final and not self._selection.waits:
-            self._selection.require()
-        assert self.sparsifier is not None
-        if self._restored is not None and (final or self._selection.weights):
-            self._join(self._restored, final=final)
-        elif replaced := self.sparsifier.adopt(self._selection):
-            rank_zero_info(
-                f"NMSparsityCallback: {len(replaced)} weights were loaded after set-up; their values now count as "
-                f"the dense weights ({', '.join(replaced[:4])}{', ...' if len(replaced) > 4 else ''})"
-            )
-            self.topology.forget(replaced)
-        self.sparsifier.attach()
-
-    def _join(self, restored: dict[str, Any], *, final: bool) -> None:
-        """Bring a checkpoint's hidden parts and masks together with its weights."""
-        assert self.sparsifier is not None
-        assert self._selection is not None
-        strangers = self.sparsifier.adopt(self._selection, restored["weights"])
-        if strangers and not final:
-            return  # the strategy restores the weights later: once more then
-        require_joined(strangers)
-        self._restored = None
-        self.topology.load_state_dict(restored["topology"], self.sparsifier)
-        self._averages.load_state_dict(restored["averages"])
-        if restored["schedule"] != asdict(self.schedule):
-            rank_zero_warn(
-                f"NMSparsityCallback: the checkpoint was trained with the schedule {restored['schedule']}, this "
-                f"run goes on with {asdict(self.schedule)}"
-            )
+        show_report(trainer, self._model.selection, core, printed=self.report)
 
     # -- while training ---------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # not in on_train_epoch_start: resumed from the last batch of an epoch, Lightning does not call it
         # for the next one, and the module's own, which may replace layers, comes after it
-        assert self._selection is not None
         begins = self.topology.epoch != trainer.current_epoch
-        if begins or self._selection.waits:
-            self._adopt(pl_module, final=True)
+        if begins or self._model.selection.waits:
+            self._model.follow(pl_module, final=True)
         if begins:
-            assert self.sparsifier is not None
-            masks = self.sparsifier.masks() if self._log_every(trainer) else {}
+            masks = self._model.core.masks() if self._log_every(trainer) else {}
             self.topology.meet(masks)
             self.topology.begin_epoch(trainer.current_epoch, masks)
 
@@ -215,17 +173,15 @@ class NMSparsityCallback(Callback):
         # still holds scaled ones, and Lightning does not clip those
         unscaled = not getattr(optimizer, "_step_supports_amp_scaling", False)
         if self.decay_before_clipping and pl_module.automatic_optimization and unscaled:
-            assert self.sparsifier is not None
-            self.sparsifier.regularize(optimizer)
+            self._model.core.regularize(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert self.sparsifier is not None
-        require_followed(self.sparsifier)
-        steps = self.sparsifier.steps
-        if self.schedule.over(steps) and not self._said_dense:
-            self._said_dense = True
+        core = self._model.core
+        require_followed(core)
+        if self.schedule.over(core.steps) and not self._model.said_dense:
+            self._model.said_dense = True
             rank_zero_warn(
                 f"NMSparsityCallback: the schedule's dense_from={self.schedule.dense_from} is reached; from here on "
                 "the weights are dense, and so are checkpoints"
@@ -233,17 +189,18 @@ class NMSparsityCallback(Callback):
         every = self._log_every(trainer)
         if not every:
             return
-        self.topology.meet(self.sparsifier.masks())
-        # several steps may fall into one batch and pass the multiple
-        if steps // every > self.topology.measured_at // every:
-            values = {f"nm/{k}": v for k, v in self.topology.measure(self.sparsifier, layers=self.log_layers).items()}
+        self.topology.meet(core.masks())
+        # several steps may fall into one batch and pass the multiple; an epoch ends with a measurement in any case
+        last = self.topology.measured_at
+        if core.steps // every > last // every or (trainer.is_last_batch and core.steps > last):
+            values = {f"nm/{k}": v for k, v in self.topology.measure(core, layers=self.log_layers).items()}
             pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False)
             # to the loggers at once: Lightning would drop what falls between its own logging steps
             loggers.log_numbers(trainer.loggers, values, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # before any average is swapped in
-        self._averages.settle()
+        self._model.averages.settle()
 
     def _log_every(self, trainer: Trainer) -> int:
         if self.log_every_n_steps is not None:
@@ -252,21 +209,17 @@ class NMSparsityCallback(Callback):
         return every
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.sparsifier is not None
-        for weight in self.sparsifier.weights:
+        core = self._model.core
+        for weight in core.weights:
             weight.check_finite()
         if self._log_every(trainer):
-            log_summary(trainer, self.sparsifier, self.topology, self._title, self.picture)
+            log_summary(trainer, core, self.topology, self._title, self.picture)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._averages.leave()
-        if self.sparsifier is not None:
-            self.sparsifier.detach()
+        self._model.leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._averages.leave()
-        if self.sparsifier is not None:
-            self.sparsifier.detach()
+        self._model.finish(pl_module)
 
     # -- what it shows ----------------------------------------------------------------------------
 
@@ -292,15 +245,7 @@ class NMSparsityCallback(Callback):
     # -- checkpoints ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        if self.sparsifier is None:
-            return {}
-        return {
-            "weights": self.sparsifier.state_dict(),
-            "topology": self.topology.state_dict(self.sparsifier),
-            "averages": self._averages.state_dict(),
-            "schedule": asdict(self.schedule),
-        }
+        return self._model.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # the model may not be built or restored yet: joined with it in `_adopt`
-        self._restored = state_dict or None
+        self._model.load_state_dict(state_dict)

@@ -17,6 +17,7 @@ from lightning_nm.patterns import NM
 from lightning_nm.training import Schedule
 from tests.helpers import SELECTED, Net, net, same_bits, trainer
 from tests.oracles import nm_mask_by_hand
+from tests.regimes.matrix import supported
 
 PATTERN = NM(2, 4)
 
@@ -59,6 +60,7 @@ class Trained(L.Callback):
         self.seen.append(pl_module.net[0].weight.detach().clone())
 
 
+@supported("Averaging", "`WeightAveraging`, `EMAWeightAveraging`", "`StochasticWeightAveraging`")
 @pytest.mark.parametrize("ours_first", [True, False])
 @pytest.mark.parametrize("averaging", [ema, swa])
 def test_what_is_validated_and_saved_is_sparse(tmp_path, averaging, ours_first):
@@ -98,6 +100,7 @@ def test_averaging_does_not_change_what_is_trained(tmp_path):
         assert same_bits(mine, theirs)
 
 
+@supported("Averaging", "resumed averages")
 @pytest.mark.parametrize("averaging", [ema, swa])
 def test_resumed_averages_go_on_bit_for_bit(tmp_path, averaging):
     """Promise 2 for the averages: what they left out is in the checkpoint too."""

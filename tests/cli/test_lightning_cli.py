@@ -87,9 +87,9 @@ def test_every_argument_is_an_option():
     assert isinstance(callback.method, SRSTE)
     assert (callback.method.decay, callback.method.placement) == (3.0, "decoupled")
     assert callback.schedule == Schedule(start=2, refresh=10, ramp=7, freeze=80, dense_from=90)
-    assert callback._selecting["overrides"] == {"net.0": "1:4", "net.4": None}
-    assert callback._selecting["ignore"] == ["nothing.*"]
-    assert callback._selecting["ignore_last_linear"] is True
+    assert callback._model._select.keywords["overrides"] == {"net.0": "1:4", "net.4": None}
+    assert callback._model._select.keywords["ignore"] == ["nothing.*"]
+    assert callback._model._select.keywords["ignore_last_linear"] is True
     assert (callback.log_every_n_steps, callback.picture) == (5, "net.2.weight")
 
 

@@ -152,13 +152,13 @@ def test_a_shard_that_cuts_a_group_is_refused(runs):
 @refused(
     "Parallelism",
     "FSDP2 with an average (EMA, SWA)",
-    "averages whole models; under ModelParallelStrategy they are sharded. Use DDP",
+    "averages whole models; ModelParallelStrategy shards them. Use DDP",
 )
 @pytest.mark.parametrize("averaging", ["WeightAveraging", "StochasticWeightAveraging"])
 def test_averages_of_sharded_models_are_refused(averaging):
     """Lightning copies the model before it is sharded."""
     callback = getattr(L.pytorch.callbacks, averaging)(0.1)
-    require_compatible(ModelParallelStrategy(), [callback])
+    require_compatible(SimpleNamespace(strategy=ModelParallelStrategy(), callbacks=[callback]), None)  # type: ignore[arg-type]
 
 
 def set_up(strategy: Any) -> None:
