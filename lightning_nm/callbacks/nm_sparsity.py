@@ -16,6 +16,7 @@ from lightning_nm.callbacks.report import show_report
 from lightning_nm.callbacks.summary import log_summary, plot_mask
 from lightning_nm.callbacks.topology import Topology
 from lightning_nm.callbacks.trained_model import TrainedModel
+from lightning_nm.callbacks.whole_files import write_whole_files
 from lightning_nm.patterns import PatternText
 from lightning_nm.training import SRSTE, Method, Schedule, Sparsifier, named_method, select
 
@@ -128,6 +129,7 @@ class NMSparsityCallback(Callback):
         require_compatible(trainer, self)
         # first, for the learning-rate finder trains in its on_fit_start: what `setup` cannot see must be sparse then
         trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]  # type: ignore[attr-defined]
+        write_whole_files(trainer.strategy)
         self._model.meet(pl_module)
         self.topology.epoch = -1
         # ranks that were seeded apart hold different weights until they are wrapped: no masks before that

@@ -28,8 +28,8 @@ class Topology:
 
     def begin_epoch(self, epoch: int, masks: dict[str, PackedMask]) -> None:
         """Remember ``masks`` as those of the epoch's start."""
-        self.epoch = epoch
         self._references["epoch"] = {name: mask.clone() for name, mask in masks.items()}
+        self.epoch = epoch  # last: broken off, it is done again
 
     def meet(self, masks: dict[str, PackedMask]) -> None:
         """Take weights that have just become sparse into the references that lack them."""

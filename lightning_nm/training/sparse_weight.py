@@ -74,31 +74,32 @@ class SparseWeight:
             return
         if self.touched():
             self.settle(schedule)
+        self.is_open = True
         if self.mask is not None:
             self._merge()
             self._version = shards.version(self.param)
-        self.is_open = True
 
     def open(self, update: Update) -> None:
         """Before the optimizer's update, at every call of its closure: add the gradient term, make the weight dense."""
         if not self._regularized:
             self.regularize(update)
         self._regularized = False
+        first, self._opened_in_step = not self._opened_in_step, True
+        # open from before the merge until after the split: `Sparsifier.restore` makes good what breaks off in between
+        self.is_open = True
         if self.mask is not None:
-            if self.hidden is not None and not self._opened_in_step:
+            if self.hidden is not None and first:
                 self.method.shrink(self.hidden, update)
             self._merge()
-        # last: whatever failed above has left the weight sparse
-        self.is_open = self._opened_in_step = True
 
     def close(self, schedule: Schedule) -> None:
         """After the optimizer's update: count the step, make the weight sparse if the schedule says so."""
-        self.is_open = False
         self.steps += 1
         if schedule.over(self.steps):
             self.mask = self.hidden = None
         elif schedule.sparse(self.steps):
             self.split(moves=schedule.refreshes(self.steps))
+        self.is_open = False
 
     def reclose(self, *, moves: bool) -> None:
         """Make an open weight sparse without counting a step: a closure runs again, or a step broke off."""
@@ -113,8 +114,7 @@ class SparseWeight:
         """
         weight = self.values
         first = self.mask is None
-        if self.mask is None:
-            self.mask = PackedMask.empty(weight)
+        mask = PackedMask.empty(weight) if self.mask is None else self.mask
         moves = first or (moves and self.method.moves_mask)
         plain = type(self.method).split is Method.split
         if plain and self.hidden is None and self.method.keeps_hidden:
@@ -122,17 +122,18 @@ class SparseWeight:
         target = weight if plain else weight.clone()
         hidden = self.hidden if plain else None
         if moves:
-            flips, nonfinite = self.pattern.split_(target, hidden, self.mask.bits, dim=self.dim)
+            flips, nonfinite = self.pattern.split_(target, hidden, mask.bits, dim=self.dim)
             self.flips = 0 if first else self.flips + flips
         else:
-            nonfinite = kernels.resplit_(target, hidden, self.mask.bits)
+            nonfinite = kernels.resplit_(target, hidden, mask.bits)
         self._nonfinite = self._nonfinite + nonfinite
         if not plain:
-            mask = self.mask.unpack()
+            kept = mask.unpack()
             if first:
-                self.method.start(weight, mask, lambda sums: shards.total(sums, self.param))
-            sparse, self.hidden = self.method.split(weight, mask)
+                self.method.start(weight, kept, lambda sums: shards.total(sums, self.param))
+            sparse, self.hidden = self.method.split(weight, kept)
             weight.copy_(sparse)
+        self.mask = mask
         self._version = shards.version(self.param)
 
     def _merge(self) -> None:

@@ -86,7 +86,7 @@ class Sparsifier:
         known = {w.name: w for w in self.weights}
         if restored is not None:
             require_same(restored, [s.name for s in selection.weights])
-        self.weights = []
+        weights = []  # the old ones count until the new ones are complete: Ctrl-C loses none
         replaced = []
         for selected in selection.weights:
             weight = known.pop(selected.name, None)
@@ -99,7 +99,8 @@ class Sparsifier:
                 restore_weight(weight, restored[selected.name])
             if shards.anywhere(weight.settle(self.schedule), weight.param):
                 replaced.append(weight.name)
-            self.weights.append(weight)
+            weights.append(weight)
+        self.weights = weights
         for weight in known.values():
             weight.release()
         self._check_finite(self.weights)
@@ -131,6 +132,10 @@ class Sparsifier:
 
     def restore(self) -> None:
         """Make every weight sparse that an exception inside a step left dense."""
+        for weight in self.weights:
+            # Ctrl-C may have come after the weight was made sparse again, or before it was made dense
+            if weight.is_open and weight.mask is not None and weight.holds():
+                weight.is_open = False
         self._reclose(self.weights)
 
     def _before_step(

@@ -154,9 +154,10 @@ def _on_contiguous(kernel: Callable[..., Any], weight: Tensor, hidden: Tensor | 
     rows = weight.contiguous()
     removed = None if hidden is None else torch.empty_like(rows)
     counts = kernel(rows, removed, bits, *args)
-    weight.copy_(rows)
+    # the hidden part first: broken off in between, the weight is still whole
     if hidden is not None and removed is not None:
         hidden.copy_(removed)
+    weight.copy_(rows)
     return counts
 
 
