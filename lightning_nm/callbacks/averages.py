@@ -18,6 +18,7 @@ from torch import nn
 
 from lightning_nm.training import STE, Selected, SparseWeight, Sparsifier
 from lightning_nm.training.checkpoint import restore_weight, weight_state
+from lightning_nm.training.selection import plain_name
 
 
 class Averages:
@@ -70,7 +71,7 @@ class _Average:
     """The sparse weights of one average model, whose ``updater.update_parameters`` moves them."""
 
     def __init__(self, model: nn.Module, updater: Any, sparsifier: Sparsifier) -> None:
-        params = dict(model.named_parameters(remove_duplicate=False))
+        params = {plain_name(name): param for name, param in model.named_parameters(remove_duplicate=False)}
         # any mask of the average's own, at every update
         self.schedule = replace(sparsifier.schedule, refresh=1, freeze=None)
         self.pairs = [

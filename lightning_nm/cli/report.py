@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_nm.callbacks.table import print_table
 from lightning_nm.patterns import Pattern, parse
+from lightning_nm.training.selection import plain_name
 
 
 class Verdict(NamedTuple):
@@ -73,7 +74,7 @@ def examine(checkpoint: Mapping[str, Any], pattern: Pattern | None, ignore: Sequ
     Raises:
         ValueError: nothing to judge, no pattern to judge by, or a weight that is not there.
     """
-    weights = {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, Tensor)}
+    weights = {plain_name(k): v for k, v in checkpoint["state_dict"].items() if isinstance(v, Tensor)}
     recorded = selected_weights(checkpoint)
     if recorded is None and pattern is None:
         raise ValueError("the checkpoint does not say which pattern it was trained with; name it with --pattern")

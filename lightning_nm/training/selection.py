@@ -73,12 +73,17 @@ class _Owner(NamedTuple):
     role: Role
 
 
+def plain_name(name: str) -> str:
+    """A parameter's name before ``torch.compile(module)`` wrapped a module above it."""
+    return name.replace("_orig_mod.", "")
+
+
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[_Owner]]:
     """Every parameter with all the modules that hold it, in the order of ``named_parameters()``."""
     owners: dict[nn.Parameter, list[_Owner]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, param in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{key}" if prefix else key
+            name = plain_name(f"{prefix}.{key}" if prefix else key)
             owners.setdefault(param, []).append(_Owner(name, module, role(module, key, param)))
     return owners
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,13 @@ from lightning_nm.training.methods import SRSTE, Method, Update
 from lightning_nm.training.schedule import Schedule
 from lightning_nm.training.selection import Selection
 from lightning_nm.training.sparse_weight import SparseWeight
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run as it is, where an optimizer's step is compiled: torch.compile calls our hooks, and would trace them."""
+    # not as a decorator: that would import the compiler with this module
+    untraced: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return untraced
 
 
 class Sparsifier:
@@ -112,8 +119,8 @@ class Sparsifier:
         """Start to follow optimizer steps. Calling it twice is the same as once."""
         if not self._handles:
             self._handles = [
-                register_optimizer_step_pre_hook(self._before_step),
-                register_optimizer_step_post_hook(self._after_step),
+                register_optimizer_step_pre_hook(_untraced(self._before_step)),
+                register_optimizer_step_post_hook(_untraced(self._after_step)),
             ]
 
     def detach(self) -> None:
@@ -158,10 +165,12 @@ class Sparsifier:
                 for weight, _ in owned:
                     weight.lift(self.schedule)
 
+        reclose, reopen = _untraced(self._reclose), _untraced(self._open)
+
         def at_sparse_weights() -> Any:
-            self._reclose([w for w, _ in self._owned(optimizer)])
+            reclose([w for w, _ in self._owned(optimizer)])
             loss = closure()
-            self._open(optimizer)
+            reopen(optimizer)
             return loss
 
         if "closure" in kwargs:
@@ -183,7 +192,6 @@ class Sparsifier:
         found = {id(w.param): w for w in self.weights}.get
         return [(w, g) for g in optimizer.param_groups for p in g["params"] if (w := found(id(p))) is not None]
 
-    @torch.no_grad()
     def regularize(self, optimizer: Optimizer) -> None:
         """Add the method's gradient term to the gradients now rather than in the coming ``optimizer.step()``.
 
@@ -191,6 +199,10 @@ class Sparsifier:
         gradient, as the published code does. Without it the term is added to what clipping left, so
         that lambda is exact.
         """
+        _untraced(self._regularize)(optimizer)
+
+    @torch.no_grad()
+    def _regularize(self, optimizer: Optimizer) -> None:
         for weight, update in self._updates(optimizer):
             weight.regularize(update)
 

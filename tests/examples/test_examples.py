@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,18 @@ from pathlib import Path
 import pytest
 
 from lightning_nm.cli.report import main as report
+from tests.processes import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(folder: Path, script: str, *args: str) -> str:
+    """What the example says when it is run in a folder of its own."""
+    command = [sys.executable, str(EXAMPLES / script), *args]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -32,11 +43,25 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 )
 def test_example_trains_with_progress_bar_figures_and_a_sparse_checkpoint(tmp_path, script, args):
     """Configured from the command line, with a progress bar, figures and a checkpoint that obeys."""
-    command = [sys.executable, str(EXAMPLES / script), "fit", "--nm.pattern=1:4", *args]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "Epoch" in done.stdout
+    said = run(tmp_path, script, "fit", "--nm.pattern=1:4", *args)
+    assert "Epoch" in said
     assert {p.name for p in tmp_path.rglob("*.png")} == {"sad.png", "mask.png"}
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert report([str(checkpoint), "--pattern", "1:4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "head"),
+    [
+        ("plain_pytorch.py", ["--fp16"], "head.weight"),
+        ("fabric.py", ["--accelerator=cpu", "--strategy=ddp", "--devices=2", "--precision=bf16-mixed"], "4.weight"),
+    ],
+)
+def test_example_of_a_loop_resumes_and_saves_a_sparse_network(tmp_path, script, args, head):
+    """Without a Trainer: it learns, goes on from its checkpoint bit for bit, and what it deploys obeys."""
+    said = run(tmp_path, script, "--pattern=1:4", "--epochs=4", *args)
+    assert "resumed after 2 epochs: the same run, bit for bit" in said
+    (accuracy,) = re.findall(r"test accuracy (.*)%", said)
+    assert float(accuracy) > 70
+    (deployed,) = tmp_path.rglob("sparse.pt")
+    assert report([str(deployed), "--pattern=1:4", "--ignore", head]) == 0
