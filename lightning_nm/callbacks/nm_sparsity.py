@@ -39,7 +39,8 @@ class NMSparsityCallback(Callback):
     only while the optimizer steps.
 
     Args:
-        pattern: ``"N:M"``, N kept of every M weights along the dimension that the GEMM sums over.
+        pattern: ``"N:M"``, N kept of every M weights along the dimension that the GEMM sums over;
+            ``"N:MT"`` for transposable masks, by which the transposed weight is N:M too.
         method: ``"sr_ste"`` (Zhou et al., ICLR 2021), ``"ste"``, ``"frozen"`` (one-shot, then fixed:
             ASP), ``"s_ste"`` (arXiv 2409.09099), or a `lightning_nm.training.Method`.
         decay: lambda of ``"sr_ste"``. With a `Method` of your own give it there.

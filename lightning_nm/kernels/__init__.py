@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_nm.kernels import bits as reference_bits
-from lightning_nm.kernels import reference
+from lightning_nm.kernels import reference, tiles
 from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
 
 __all__ = [
@@ -24,10 +24,13 @@ __all__ = [
     "pack_bits",
     "popcount",
     "resplit_",
+    "split_",
+    "transposable_mask",
     "unpack_bits",
 ]
 
 nm_mask = reference.nm_mask
+split_ = reference.split_
 
 
 @cache
@@ -96,3 +99,24 @@ def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tenso
     cpu = _compiled_for(weight, hidden)
     kernel = reference.resplit_ if cpu is None else cpu.resplit_
     return kernel(weight.detach(), hidden, bits)
+
+
+EXACT = 16
+"""The largest M for which the best transposable mask is found; above, swaps improve the greedy one."""
+_TILES_AT_ONCE = 4096  # bounds the memory of the plain torch solver, and fits a cache
+
+
+def transposable_mask(weight: Tensor, n: int, m: int, inputs: int, outputs: int) -> Tensor:
+    """True at ``n`` entries of every row and every column of each ``m`` x ``m`` tile, of largest magnitude.
+
+    Args:
+        weight: any shape, whose dimensions ``inputs`` and ``outputs`` are multiples of ``m``.
+        inputs: the dimension that the GEMM sums over.
+        outputs: the other one.
+    """
+    every = tiles.tiles_of(weight.detach(), m, inputs, outputs)
+    cpu = compiled_cpu() if weight.device.type == "cpu" else None
+    solve = tiles.solve if cpu is None else cpu.solve
+    longest = m if m <= EXACT else 2
+    masks = [solve(tiles.scores_of(some), n, longest) for some in torch.split(every, _TILES_AT_ONCE)]
+    return tiles.untiled(torch.cat(masks), weight.shape, inputs, outputs)

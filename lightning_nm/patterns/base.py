@@ -26,8 +26,15 @@ class Pattern(ABC):
     def density(self) -> float:
         """Fraction of entries that the pattern keeps."""
 
+    @property
+    def refresh(self) -> int:
+        """Optimizer steps between two masks, where the schedule does not say."""
+        return 1
+
     @abstractmethod
-    def why_not(self, shape: Sequence[int], *, dim: int = 1, span: int | None = None) -> str | None:
+    def why_not(
+        self, shape: Sequence[int], *, dim: int = 1, span: int | None = None, rows: int | None = None
+    ) -> str | None:
         """Why a weight of this shape cannot have the pattern, or None if it can.
 
         Args:
@@ -36,6 +43,8 @@ class Pattern(ABC):
             span: entries along ``dim`` that one output sums over; groups must not cross from one
                 span into the next. Smaller than ``shape[dim]`` only in a grouped transposed
                 convolution.
+            rows: entries along the other dimension (0, or 1 if ``dim`` is 0) that belong to one GEMM;
+                tiles must not cross from one GEMM into the next. None: all.
         """
 
     @abstractmethod

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from lightning_nm.patterns.base import Pattern
 from lightning_nm.patterns.nm import NM
 
-_NM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+_NM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*([tT]?)\s*")
 
 
 def parse(written: str | int | Sequence[int] | Pattern) -> Pattern:
     """Read a pattern.
 
-    Accepts ``"N:M"``, a pair ``[N, M]``, a `Pattern` (returned as it is), and an integer: YAML 1.1
-    reads an unquoted ``2:4`` as the base-60 number 124, which is decoded again.
+    Accepts ``"N:M"``, ``"N:MT"`` (transposable), a pair ``[N, M]``, a `Pattern` (returned as it is), and an
+    integer: YAML 1.1 reads an unquoted ``2:4`` as the base-60 number 124, which is decoded again.
 
-    >>> parse("2:4"), parse([1, 16]), parse(124)
-    (NM(n=2, m=4), NM(n=1, m=16), NM(n=2, m=4))
+    >>> [str(parse(written)) for written in ("2:4", [1, 16], 124, "4:8T")]
+    ['2:4', '1:16', '2:4', '4:8T']
 
     Raises:
         ValueError: nothing that can be read as a pattern, or not ``0 < N <= M``.
@@ -28,11 +28,12 @@ def parse(written: str | int | Sequence[int] | Pattern) -> Pattern:
     if isinstance(written, int) and not isinstance(written, bool) and written >= 60:
         return NM(*divmod(written, 60))
     if isinstance(written, str) and (match := _NM.fullmatch(written)):
-        return NM(int(match[1]), int(match[2]))
+        return NM(int(match[1]), int(match[2]), transposable=bool(match[3]))
     if isinstance(written, (list, tuple)) and [type(v) for v in written] == [int, int]:
         return NM(*written)
     raise ValueError(
-        f"{written!r} is not a sparsity pattern; write 'N:M' with N kept of every M weights, for example '2:4'"
+        f"{written!r} is not a sparsity pattern; write 'N:M' with N kept of every M weights, for example '2:4', or "
+        "'2:4T' for transposable masks"
     )
 
 

@@ -18,6 +18,9 @@ class Gemm(NamedTuple):
     """The reduction dimension."""
     span: int
     """Entries along ``dim`` that one output sums over (fewer than all in a grouped transposed convolution)."""
+    rows: int
+    """Outputs that sum over the same inputs: entries along the other dimension that belong to one GEMM (fewer than
+    all in a grouped convolution, and where several projections are stacked)."""
 
 
 Role = Gemm | str
@@ -34,7 +37,7 @@ def _along(dim: int) -> _Rule:
     def rule(module: nn.Module, name: str, weight: Tensor) -> Role:
         if dim >= weight.dim():
             return f"it has no dimension {dim}, along which {type(module).__name__} was registered to sum"
-        return Gemm(dim, weight.shape[dim])
+        return Gemm(dim, weight.shape[dim], weight.shape[0 if dim else 1])
 
     return rule
 
@@ -49,11 +52,14 @@ def _conv(module: nn.Module, name: str, weight: Tensor) -> Role:
     span = module.in_channels // module.groups
     if span == 1:
         return ("depthwise: " if module.groups > 1 else "") + "every output sums over a single input channel"
-    return Gemm(dim, span)
+    return Gemm(dim, span, module.out_channels // module.groups)
 
 
 def _attention(module: nn.Module, name: str, weight: Tensor) -> Role:
-    return Gemm(1, weight.shape[1]) if name.endswith("proj_weight") else "an attention bias, not a GEMM weight"
+    assert isinstance(module, nn.MultiheadAttention)
+    # in_proj_weight stacks query, key and value
+    weighs = name.endswith("proj_weight")
+    return Gemm(1, weight.shape[1], module.embed_dim) if weighs else "an attention bias, not a GEMM weight"
 
 
 # the first rule whose class a module is an instance of decides
@@ -98,7 +104,7 @@ def role(module: nn.Module, name: str, param: Tensor) -> Role:
         if isinstance(module, layer):
             return rule(module, name, param)
     if _is_transformers_conv1d(module):
-        return Gemm(0, param.shape[0])
+        return Gemm(0, param.shape[0], param.shape[1])
     kind = type(module).__name__
     if kind == "ParametrizationList":
         return "part of a parametrised weight; remove the parametrisation first"

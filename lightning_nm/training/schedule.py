@@ -14,8 +14,9 @@ class Schedule:
 
     Args:
         start: the first step at which weights are sparse; before it they train dense.
-        refresh: recompute the masks every so many steps (Hubara et al. use 40). Between two
-            refreshes the hidden part keeps learning while the mask stays.
+        refresh: recompute the masks every so many steps. Between two refreshes the hidden part keeps
+            learning while the mask stays. None: as the pattern has it, at every step, or every 40th for
+            transposable masks (Hubara et al., NeurIPS 2021).
         ramp: steps over which the decay rises linearly from 0 to its full strength.
         freeze: the last step at which masks move. None: they always may.
         dense_from: the step from which weights are dense again, hidden part included: a dense tail
@@ -26,18 +27,18 @@ class Schedule:
     """
 
     start: int = 0
-    refresh: int = 1
+    refresh: int | None = None
     ramp: int = 0
     freeze: int | None = None
     dense_from: int | None = None
 
     def __post_init__(self) -> None:
         for name, steps in vars(self).items():
-            if type(steps) is not int and not (steps is None and name in ("freeze", "dense_from")):
+            if type(steps) is not int and not (steps is None and name in ("refresh", "freeze", "dense_from")):
                 raise ValueError(f"schedule {name}={steps!r}: optimizer steps are whole numbers")
         if self.start < 0 or self.ramp < 0:
             raise ValueError(f"schedule steps cannot be negative: start={self.start}, ramp={self.ramp}")
-        if self.refresh < 1:
+        if self.refresh is not None and self.refresh < 1:
             raise ValueError(f"schedule refresh={self.refresh}: masks are recomputed every 1 or more steps")
         if self.freeze is not None and self.freeze < self.start:
             raise ValueError(f"schedule freeze={self.freeze} lies before start={self.start}")
@@ -52,9 +53,10 @@ class Schedule:
         """Whether weights have been handed over dense after ``step`` steps."""
         return self.dense_from is not None and step >= self.dense_from
 
-    def refreshes(self, step: int) -> bool:
-        """Whether the mask is recomputed after step number ``step``."""
-        return (step - self.start) % self.refresh == 0 and (self.freeze is None or step <= self.freeze)
+    def refreshes(self, step: int, otherwise: int = 1) -> bool:
+        """Whether the mask is recomputed after step number ``step``; ``otherwise``: the pattern's own interval."""
+        due = (step - self.start) % (self.refresh or otherwise) == 0
+        return due and (self.freeze is None or step <= self.freeze)
 
     def strength(self, step: int) -> float:
         """Fraction of the full decay that the update after ``step`` steps uses."""

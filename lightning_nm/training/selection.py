@@ -168,8 +168,8 @@ class _Rules:
                 return f"shared with {others[0].name} ({others[0].role}); override it by name to make both sparse"
         if len({gemm.dim for gemm in gemms}) > 1:
             return f"shared by {[o.name for o in owners]}, which sum over different dimensions of it"
-        span = gcd(*[gemm.span for gemm in gemms])
-        if reason := pattern.why_not(param.shape, dim=gemms[0].dim, span=span):
+        span, rows = gcd(*[gemm.span for gemm in gemms]), gcd(*[gemm.rows for gemm in gemms])
+        if reason := pattern.why_not(param.shape, dim=gemms[0].dim, span=span, rows=rows):
             return reason
         shards.uncut(owners[0].name, param, pattern, gemms[0].dim)
         return pattern, gemms[0]

@@ -97,10 +97,10 @@ def uncut(name: str, param: Any, pattern: Pattern, dim: int) -> None:
     if not is_sharded(param):
         return
     for shape in _piece_shapes(param):
-        if pattern.why_not(shape, dim=dim):
+        if reason := pattern.why_not(shape, dim=dim):
             raise ValueError(
-                f"{name} {list(param.shape)} is sharded into pieces of {list(shape)}, which cut its {pattern} groups "
-                f"along dimension {dim}. Shard it along another dimension or over another number of processes, or "
+                f"{name} {list(param.shape)} is sharded into pieces of {list(shape)}, which cut its {pattern} groups: "
+                f"{reason}. Shard it along another dimension or over another number of processes, or "
                 f"leave it dense (overrides={{{name!r}: None}})"
             )
 

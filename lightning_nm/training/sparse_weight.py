@@ -98,7 +98,7 @@ class SparseWeight:
         if schedule.over(self.steps):
             self.mask = self.hidden = None
         elif schedule.sparse(self.steps):
-            self.split(moves=schedule.refreshes(self.steps))
+            self.split(moves=schedule.refreshes(self.steps, self.pattern.refresh))
         self.is_open = False
 
     def reclose(self, *, moves: bool) -> None:

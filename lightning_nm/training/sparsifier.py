@@ -184,7 +184,7 @@ class Sparsifier:
             if weight.is_open:
                 weight.close(self.schedule)
             elif weight.touched():
-                weight.absorb(moves=self.schedule.refreshes(weight.steps))
+                weight.absorb(moves=self.schedule.refreshes(weight.steps, weight.pattern.refresh))
         self._check_finite(weights)
 
     def _owned(self, optimizer: Optimizer) -> list[tuple[SparseWeight, dict[str, Any]]]:
@@ -229,7 +229,7 @@ class Sparsifier:
     @torch.no_grad()
     def _reclose(self, weights: Sequence[SparseWeight]) -> None:
         for weight in weights:
-            weight.reclose(moves=self.schedule.refreshes(weight.steps + 1))
+            weight.reclose(moves=self.schedule.refreshes(weight.steps + 1, weight.pattern.refresh))
         self._check_finite(weights)
 
     @staticmethod

@@ -518,3 +518,22 @@ def test_layers_replaced_while_training_are_picked_up(tmp_path):
     assert_sparse(model)
     # what was measured of the other layers stays
     assert [row[0] for row in callback.topology.history] == list(range(1, 13))
+
+
+def test_transposable_masks_train(tmp_path):
+    """Every forward is 2:4 along inputs and outputs; masks move every fourth step; a resumed run is the same."""
+    pattern = NM(2, 4, transposable=True)
+
+    class Transposed(Watch):
+        def _look(self, module: nn.Module, args: Any) -> None:
+            self.forwards += 1
+            assert_sparse(module, pattern)
+
+    model, callback, watch = net(), sparsity("2:4T", schedule=Schedule(refresh=4), log_every_n_steps=1), Transposed()
+    trainer(tmp_path, callback, watch).fit(model)
+    assert watch.forwards > 12
+    moved = [row[0] for row in callback.topology.history if row[1] > 0]
+    assert moved
+    assert all(step % 4 == 0 for step in moved)
+    report = {w.name: str(w.pattern) for w in callback.sparsifier.weights}
+    assert report == dict.fromkeys(SELECTED, "2:4T")

@@ -53,10 +53,10 @@ def loop(compile: str, *, sparse: bool) -> Run:
 @supported(AREA, *NAMES)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_compiled_step_is_the_uncompiled_step(step):
-    """The hooks around a compiled step are called: weights and hidden parts agree bit for bit."""
+    """The hooks around a compiled step are called: weights and hidden parts agree."""
     compiled = loop(step, sparse=True)
     assert compiled.graphs.compiled > 0
-    compiled.assert_is(loop("nothing", sparse=True))
+    compiled.assert_near(loop("nothing", sparse=True))
 
 
 @supported(AREA, *NAMES[1:])
@@ -81,7 +81,7 @@ def test_compiled_autograd():
     with torch._dynamo.config.patch(compiled_autograd=True):
         captured = loop("training step", sparse=True)
     assert counters["compiled_autograd"]["captures"] > 0
-    captured.assert_is(loop("nothing", sparse=True))
+    captured.assert_near(loop("nothing", sparse=True))
 
 
 def fit_with_compiled_optimizer(folder, backend: Graphs | None) -> Run:
@@ -101,4 +101,4 @@ def test_a_compiled_optimizer_in_a_trainer(tmp_path):
     graphs = Graphs()
     run = fit_with_compiled_optimizer(tmp_path, graphs)
     assert graphs.compiled > 0
-    run.assert_is(fit_with_compiled_optimizer(tmp_path, None))
+    run.assert_near(fit_with_compiled_optimizer(tmp_path, None))

@@ -83,56 +83,56 @@ def first_cell_unit(cell: nn.RNNCellBase) -> Tensor:
 
 
 GEMMS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor], dict[str, Gemm]]] = {
-    "Linear": (lambda: nn.Linear(8, 6), first_output, {"weight": Gemm(1, 8)}),
-    "GPT-2 Conv1D": (lambda: Conv1D(6, 8), first_output, {"weight": Gemm(0, 8)}),
-    "Conv1d": (lambda: nn.Conv1d(8, 6, 2), first_output, {"weight": Gemm(1, 8)}),
-    "Conv2d": (lambda: nn.Conv2d(8, 6, 2), first_output, {"weight": Gemm(1, 8)}),
-    "Conv3d": (lambda: nn.Conv3d(8, 6, 2), first_output, {"weight": Gemm(1, 8)}),
-    "grouped Conv2d": (lambda: nn.Conv2d(8, 6, 2, groups=2), first_output, {"weight": Gemm(1, 4)}),
-    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(8, 6, 2), first_output, {"weight": Gemm(0, 8)}),
-    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(8, 6, 2), first_output, {"weight": Gemm(0, 8)}),
-    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(8, 6, 2), first_output, {"weight": Gemm(0, 8)}),
+    "Linear": (lambda: nn.Linear(8, 6), first_output, {"weight": (1, 8)}),
+    "GPT-2 Conv1D": (lambda: Conv1D(6, 8), first_output, {"weight": (0, 8)}),
+    "Conv1d": (lambda: nn.Conv1d(8, 6, 2), first_output, {"weight": (1, 8)}),
+    "Conv2d": (lambda: nn.Conv2d(8, 6, 2), first_output, {"weight": (1, 8)}),
+    "Conv3d": (lambda: nn.Conv3d(8, 6, 2), first_output, {"weight": (1, 8)}),
+    "grouped Conv2d": (lambda: nn.Conv2d(8, 6, 2, groups=2), first_output, {"weight": (1, 4)}),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(8, 6, 2), first_output, {"weight": (0, 8)}),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(8, 6, 2), first_output, {"weight": (0, 8)}),
+    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(8, 6, 2), first_output, {"weight": (0, 8)}),
     "grouped ConvTranspose2d": (
         lambda: nn.ConvTranspose2d(8, 6, 2, groups=2),
         first_output,
-        {"weight": Gemm(0, 4)},
+        {"weight": (0, 4)},
     ),
     "attention": (
         lambda: nn.MultiheadAttention(8, 2),
         first_attention_output,
-        {"in_proj_weight": Gemm(1, 8)},
+        {"in_proj_weight": (1, 8)},
     ),
     "attention output": (
         lambda: nn.MultiheadAttention(8, 2),
         first_attention_projection,
-        {"out_proj.weight": Gemm(1, 8)},
+        {"out_proj.weight": (1, 8)},
     ),
     "attention with kdim and vdim": (
         lambda: nn.MultiheadAttention(8, 2, kdim=12, vdim=16),
         first_attention_output,
-        {"q_proj_weight": Gemm(1, 8), "k_proj_weight": Gemm(1, 12), "v_proj_weight": Gemm(1, 16)},
+        {"q_proj_weight": (1, 8), "k_proj_weight": (1, 12), "v_proj_weight": (1, 16)},
     ),
-    "LSTM": (lambda: nn.LSTM(8, 8), first_unit, {"weight_ih_l0": Gemm(1, 8), "weight_hh_l0": Gemm(1, 8)}),
-    "GRU": (lambda: nn.GRU(8, 8), first_unit, {"weight_ih_l0": Gemm(1, 8), "weight_hh_l0": Gemm(1, 8)}),
-    "RNN": (lambda: nn.RNN(8, 8), first_unit, {"weight_ih_l0": Gemm(1, 8), "weight_hh_l0": Gemm(1, 8)}),
+    "LSTM": (lambda: nn.LSTM(8, 8), first_unit, {"weight_ih_l0": (1, 8), "weight_hh_l0": (1, 8)}),
+    "GRU": (lambda: nn.GRU(8, 8), first_unit, {"weight_ih_l0": (1, 8), "weight_hh_l0": (1, 8)}),
+    "RNN": (lambda: nn.RNN(8, 8), first_unit, {"weight_ih_l0": (1, 8), "weight_hh_l0": (1, 8)}),
     "bidirectional LSTM": (
         lambda: nn.LSTM(8, 8, bidirectional=True),
         first_unit,
         {
-            "weight_ih_l0": Gemm(1, 8),
-            "weight_hh_l0": Gemm(1, 8),
-            "weight_ih_l0_reverse": Gemm(1, 8),
-            "weight_hh_l0_reverse": Gemm(1, 8),
+            "weight_ih_l0": (1, 8),
+            "weight_hh_l0": (1, 8),
+            "weight_ih_l0_reverse": (1, 8),
+            "weight_hh_l0_reverse": (1, 8),
         },
     ),
     "LSTM with projection": (
         lambda: nn.LSTM(8, 8, proj_size=4),
         first_unit,
-        {"weight_ih_l0": Gemm(1, 8), "weight_hh_l0": Gemm(1, 4), "weight_hr_l0": Gemm(1, 8)},
+        {"weight_ih_l0": (1, 8), "weight_hh_l0": (1, 4), "weight_hr_l0": (1, 8)},
     ),
-    "LSTMCell": (lambda: nn.LSTMCell(8, 8), first_cell_unit, {"weight_ih": Gemm(1, 8), "weight_hh": Gemm(1, 8)}),
-    "GRUCell": (lambda: nn.GRUCell(8, 8), first_cell_unit, {"weight_ih": Gemm(1, 8), "weight_hh": Gemm(1, 8)}),
-    "RNNCell": (lambda: nn.RNNCell(8, 8), first_cell_unit, {"weight_ih": Gemm(1, 8), "weight_hh": Gemm(1, 8)}),
+    "LSTMCell": (lambda: nn.LSTMCell(8, 8), first_cell_unit, {"weight_ih": (1, 8), "weight_hh": (1, 8)}),
+    "GRUCell": (lambda: nn.GRUCell(8, 8), first_cell_unit, {"weight_ih": (1, 8), "weight_hh": (1, 8)}),
+    "RNNCell": (lambda: nn.RNNCell(8, 8), first_cell_unit, {"weight_ih": (1, 8), "weight_hh": (1, 8)}),
 }
 
 WEIGHTS = [(kind, name) for kind, (_, _, gemms) in GEMMS.items() for name in gemms]
@@ -148,7 +148,27 @@ def test_roles_of_gemm_weights(kind: str, name: str) -> None:
     """Each layer's reduction dimension, and how many entries along it one output sums over."""
     build, _, gemms = GEMMS[kind]
     module, leaf = owner_of(build(), name)
-    assert role(module, leaf, getattr(module, leaf)) == gemms[name]
+    found = role(module, leaf, getattr(module, leaf))
+    assert isinstance(found, Gemm)
+    assert found[:2] == gemms[name]
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "rows"),
+    [
+        (nn.Linear(8, 6), "weight", 6),
+        (nn.Conv2d(8, 6, 2, groups=2), "weight", 3),
+        (nn.ConvTranspose2d(8, 6, 2, groups=2), "weight", 3),
+        (nn.MultiheadAttention(8, 2), "in_proj_weight", 8),
+        (nn.LSTM(8, 4), "weight_ih_l0", 16),
+        (Conv1D(6, 8), "weight", 6),
+    ],
+)
+def test_rows_of_one_gemm(layer: nn.Module, name: str, rows: int) -> None:
+    """Outputs that sum over the same inputs: not those of another group or projection."""
+    found = role(layer, name, getattr(layer, name))
+    assert isinstance(found, Gemm)
+    assert found.rows == rows
 
 
 @pytest.mark.parametrize(("kind", "name"), WEIGHTS)
@@ -169,7 +189,7 @@ def test_masks_lie_along_the_reduction_dimension(kind: str, name: str) -> None:
     """A sparsified layer keeps the two largest of every four along the dimension its GEMM contracts."""
     build, _, gemms = GEMMS[kind]
     layer = seeded(build)
-    expected = nm_mask_by_hand(layer.get_parameter(name), 2, 4, dim=gemms[name].dim)
+    expected = nm_mask_by_hand(layer.get_parameter(name), 2, 4, dim=gemms[name][0])
     sparsifier = Sparsifier(select(layer, "2:4"))
     assert torch.equal(sparsifier.masks()[name].unpack(), expected)
 
@@ -256,7 +276,7 @@ def test_a_registered_layer_goes_before_the_built_in_ones() -> None:
 
     register_layer(Backward, dim=0)
     layer = Backward(12, 8)
-    assert role(layer, "weight", layer.weight) == Gemm(0, 8)
+    assert role(layer, "weight", layer.weight) == Gemm(0, 8, 12)
 
 
 @pytest.mark.usefixtures("rules")

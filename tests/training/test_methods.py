@@ -336,7 +336,9 @@ class Everything(Pattern):
     def __str__(self) -> str:
         return "everything"
 
-    def why_not(self, shape: Sequence[int], *, dim: int = 1, span: int | None = None) -> str | None:
+    def why_not(
+        self, shape: Sequence[int], *, dim: int = 1, span: int | None = None, rows: int | None = None
+    ) -> str | None:
         return None
 
     def mask(self, weight: Tensor, *, dim: int = 1) -> Tensor:

@@ -2,5 +2,6 @@
 
 from lightning_nm.kernels.cpu.popcount import popcount
 from lightning_nm.kernels.cpu.split import nm_split_, resplit_, supports
+from lightning_nm.kernels.cpu.tiles import solve
 
-__all__ = ["nm_split_", "popcount", "resplit_", "supports"]
+__all__ = ["nm_split_", "popcount", "resplit_", "solve", "supports"]
