@@ -8,14 +8,13 @@ copied from it, swapped in for validation or saved is sparse, in whichever order
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
+from lightning_nm.callbacks.kinds import is_kind
 from lightning_nm.training import STE, Selected, SparseWeight, Sparsifier
 from lightning_nm.training.checkpoint import restore_weight, weight_state
 from lightning_nm.training.selection import plain_name
@@ -37,10 +36,11 @@ class Averages:
             return
         for callback in callbacks:
             # neither has a public way to its model
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-                self._followed.append(_Average(callback._average_model.module, callback._average_model, sparsifier))
-            elif isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
-                self._followed.append(_Average(callback._average_model, callback, sparsifier))
+            model: Any = getattr(callback, "_average_model", None)
+            if model is not None and is_kind(callback, "WeightAveraging"):
+                self._followed.append(_Average(model.module, model, sparsifier))
+            elif model is not None and is_kind(callback, "StochasticWeightAveraging"):
+                self._followed.append(_Average(model, callback, sparsifier))
         for average, state in zip(self._followed, self._restored):
             average.load_state_dict(state)
         self._restored = []
@@ -51,14 +51,23 @@ class Averages:
         for average in self._followed:
             average.settle()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy follows no average
+        return {**self.__dict__, "_followed": []}
+
     def leave(self) -> None:
-        """Follow no more."""
-        for average in self._followed:
-            average.leave()
-        self._followed = []
+        """Follow no more. What the averages leave out is kept: callbacks that come later may still save."""
+        try:
+            self._restored = self.state_dict()
+        finally:
+            for average in self._followed:
+                average.leave()
+            self._followed = []
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What the averages leave out, for each of them; tensors and builtins only."""
+        if not self._followed:
+            return self._restored  # not yet joined with an average: as it came
         self.settle()
         return [average.state_dict() for average in self._followed]
 
@@ -72,8 +81,7 @@ class _Average:
 
     def __init__(self, model: nn.Module, updater: Any, sparsifier: Sparsifier) -> None:
         params = {plain_name(name): param for name, param in model.named_parameters(remove_duplicate=False)}
-        # any mask of the average's own, at every update
-        self.schedule = replace(sparsifier.schedule, refresh=1, freeze=None)
+        self.schedule = sparsifier.schedule
         self.pairs = [
             (trained, SparseWeight(Selected(trained.name, params[trained.name], trained.pattern, trained.dim), STE()))
             for trained in sparsifier.weights

@@ -164,7 +164,7 @@ class NMSparsityCallback(Callback):
         # not in on_train_epoch_start: resumed from the last batch of an epoch, Lightning does not call it
         # for the next one, and the module's own, which may replace layers, comes after it
         begins = self.topology.epoch != trainer.current_epoch
-        if begins or self._model.selection.waits:
+        if begins or self._model.has_more(pl_module):
             self._model.follow(pl_module, final=True)
         if begins:
             masks = self._model.core.masks() if self._log_every(trainer) else {}

@@ -9,10 +9,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_nm.callbacks.averages import Averages
 from lightning_nm.callbacks.topology import Topology
-from lightning_nm.training import Method, Schedule, Selection, Sparsifier
+from lightning_nm.training import Method, Schedule, Selection, Sparsifier, shards
 from lightning_nm.training.checkpoint import require_joined
 
 
@@ -42,9 +43,11 @@ class TrainedModel:
 
     def meet(self, model: nn.Module) -> None:
         """Begin anew with another model than last time: nothing of the last one's holds for it."""
+        shards.reshard(model)  # gathered parameters are other objects: a validation leaves some
         held = set() if self.sparsifier is None else {id(weight.param) for weight in self.sparsifier.weights}
         if held.isdisjoint(id(param) for param in model.parameters()):
             self.sparsifier, self.topology = Sparsifier(None, self._method, self._schedule), Topology()
+            self.averages = Averages()
             self.said_dense = False
 
     def follow(self, model: nn.Module, *, final: bool) -> None:
@@ -59,7 +62,8 @@ class TrainedModel:
         """
         before = {weight.name for weight in self.core.weights}
         self.selection = self._select(model)
-        if final and not self.selection.waits:
+        # before the first forward a lazy layer may be all that there is, or that a glob means
+        if final and not (self.selection.waiting and self.topology.epoch < 0):
             self.selection.require()
         if self._restored is not None and (final or self.selection.weights):
             self._join(self._restored, final=final)
@@ -76,6 +80,11 @@ class TrainedModel:
             )
         self.core.attach()
 
+    def has_more(self, model: nn.Module) -> bool:
+        """Whether a lazy layer has got its weight since `follow`."""
+        waiting = self.selection.waiting
+        return bool(waiting) and sum(is_lazy(param) for param in model.parameters()) < waiting
+
     def _join(self, restored: dict[str, Any], *, final: bool) -> None:
         """Bring a checkpoint's hidden parts and masks together with its weights."""
         strangers = self.core.adopt(self.selection, restored["weights"])
@@ -84,7 +93,7 @@ class TrainedModel:
         require_joined(strangers)
         self._restored = None
         self.topology.load_state_dict(restored["topology"], self.core)
-        self.averages.load_state_dict(restored["averages"])
+        self.averages.load_state_dict(restored.get("averages", []))
         if restored["schedule"] != asdict(self._schedule):
             rank_zero_warn(
                 f"NMSparsityCallback: the checkpoint was trained with the schedule {restored['schedule']}, this "
@@ -99,6 +108,8 @@ class TrainedModel:
                 self.follow(model, final=True)
         self._restored = None
         self.leave()
+        if self.sparsifier is not None:
+            self.sparsifier.settle()  # an average may have been copied in
 
     def leave(self) -> None:
         """Leave optimizers and averages alone."""

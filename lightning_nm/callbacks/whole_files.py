@@ -27,8 +27,8 @@ class WholeFileIO(TorchCheckpointIO):
             return
         target = Path(filesystem._strip_protocol(str(path)))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # always the same name, so that kills leave no more than one behind
-        unfinished = target.with_name(f".{target.name}.tmp")
+        # always the same name, so that kills leave no more than one behind; no longer than names may be
+        unfinished = target.with_name(f".{target.name[-60:]}.tmp")
         try:
             # by name: through an open file object Ctrl-C turns into other errors
             torch.save(checkpoint, str(unfinished))
@@ -42,5 +42,5 @@ class WholeFileIO(TorchCheckpointIO):
 
 def write_whole_files(strategy: Strategy) -> None:
     """Have ``strategy`` write by `WholeFileIO`, unless the user has chosen another way than Lightning's own."""
-    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+    if type(strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
         strategy.checkpoint_io = WholeFileIO()

@@ -46,9 +46,9 @@ class Selection:
     """Globs and layer types that matched no parameter."""
 
     @property
-    def waits(self) -> bool:
-        """Whether a lazy layer has yet to get its weight: select again after a forward."""
-        return any(skipped.reason == LAZY for skipped in self.skipped)
+    def waiting(self) -> int:
+        """Number of parameters that lazy layers have yet to get: select again after a forward."""
+        return sum(skipped.reason == LAZY for skipped in self.skipped)
 
     def require(self) -> Selection:
         """Return this selection if it is worth training with.

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from lightning_nm.patterns import PackedMask, Pattern
 
+_PLAIN = (Tensor, nn.Parameter)  # most are: asked many times in a step
+
 
 def _is_a(thing: object, module: str, kind: str) -> bool:
     """``isinstance`` without importing: where nobody has imported the class, nothing is one."""
@@ -24,7 +26,7 @@ def _is_a(thing: object, module: str, kind: str) -> bool:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a DTensor."""
-    return _is_a(tensor, "torch.distributed.tensor", "DTensor")
+    return type(tensor) not in _PLAIN and _is_a(tensor, "torch.distributed.tensor", "DTensor")
 
 
 def piece(tensor: Tensor) -> Tensor:
@@ -59,6 +61,16 @@ def piece_of(tensor: Tensor, like: Any) -> Tensor:
 
     here = tensor.to(piece(like).device)
     return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None).to_local().clone()
+
+
+def sharded_alike(grad: Any, param: Any) -> Any:
+    """``grad`` sharded as ``param`` is. A replicated weight's may be partial sums: the term would be added to each.
+
+    All processes must call this.
+    """
+    if not is_sharded(grad) or grad.placements == param.placements:
+        return grad
+    return grad.redistribute(placements=param.placements)
 
 
 def whole_mask(mask: PackedMask, like: Any) -> PackedMask:

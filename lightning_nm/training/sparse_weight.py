@@ -59,6 +59,8 @@ class SparseWeight:
     def regularize(self, update: Update) -> None:
         """Add the gradient term. The update that follows does not add it again."""
         if self.mask is not None and self.param.grad is not None:
+            if shards.is_sharded(self.param):
+                self.param.grad = shards.sharded_alike(self.param.grad, self.param)
             grad = shards.piece(self.param.grad)
             if grad.shape != self.values.shape:
                 raise ValueError(
@@ -151,9 +153,12 @@ class SparseWeight:
         Args:
             wait: False: leave what is still on a GPU for later.
         """
-        if isinstance(self._nonfinite, Tensor) and not wait:
+        # of a sharded weight all processes must raise, or none: the others would wait for the one that did
+        count, sharded = self._nonfinite, shards.is_sharded(self.param)
+        if not wait and (isinstance(count, Tensor) or sharded):
             return
-        bad, self._nonfinite = int(self._nonfinite), 0
+        bad = int(shards.total(torch.as_tensor(count), self.param) if sharded else count)
+        self._nonfinite = 0
         if bad:
             raise ValueError(
                 f"{self.name} {list(self.param.shape)}: {bad} NaN or infinite entries at optimizer step "
@@ -167,8 +172,8 @@ class SparseWeight:
         """Whether somebody has written to the parameter at rest (as autograd's version counter saw it) or moved it."""
         if self.mask is None:
             return False
-        weight = self.values
-        moved = self.hidden is not None and (self.hidden.dtype, self.hidden.device) != (weight.dtype, weight.device)
+        param = self.param
+        moved = self.hidden is not None and (self.hidden.dtype, self.hidden.device) != (param.dtype, param.device)
         return moved or shards.version(self.param) != self._version
 
     def absorb(self, *, moves: bool) -> None:

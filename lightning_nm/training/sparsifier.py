@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,7 @@ from lightning_nm.training.methods import SRSTE, Method, Update
 from lightning_nm.training.schedule import Schedule
 from lightning_nm.training.selection import Selection
 from lightning_nm.training.sparse_weight import SparseWeight
-
-
-def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run as it is, where an optimizer's step is compiled: torch.compile calls our hooks, and would trace them."""
-    # not as a decorator: that would import the compiler with this module
-    untraced: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return untraced
+from lightning_nm.training.untraced import untraced
 
 
 class Sparsifier:
@@ -78,7 +72,7 @@ class Sparsifier:
 
         Called again, it follows parameters that were replaced, moved, converted or loaded with other
         weights in the meantime, picks up those that were not there yet, and hands back dense those
-        that are no longer selected.
+        that are no longer selected. All processes of sharded weights must call this.
 
         Args:
             restored: a `state_dict` to continue from.
@@ -119,8 +113,8 @@ class Sparsifier:
         """Start to follow optimizer steps. Calling it twice is the same as once."""
         if not self._handles:
             self._handles = [
-                register_optimizer_step_pre_hook(_untraced(self._before_step)),
-                register_optimizer_step_post_hook(_untraced(self._after_step)),
+                register_optimizer_step_pre_hook(untraced(self._before_step)),
+                register_optimizer_step_post_hook(untraced(self._after_step)),
             ]
 
     def detach(self) -> None:
@@ -145,6 +139,13 @@ class Sparsifier:
                 weight.is_open = False
         self._reclose(self.weights)
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take the values of weights that others have written to, by whatever way, as the dense ones."""
+        for weight in self.weights:
+            if weight.mask is not None and not weight.holds():
+                weight.settle(self.schedule)
+
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -165,7 +166,7 @@ class Sparsifier:
                 for weight, _ in owned:
                     weight.lift(self.schedule)
 
-        reclose, reopen = _untraced(self._reclose), _untraced(self._open)
+        reclose, reopen = untraced(self._reclose), untraced(self._open)
 
         def at_sparse_weights() -> Any:
             reclose([w for w, _ in self._owned(optimizer)])
@@ -199,7 +200,7 @@ class Sparsifier:
         gradient, as the published code does. Without it the term is added to what clipping left, so
         that lambda is exact.
         """
-        _untraced(self._regularize)(optimizer)
+        untraced(self._regularize)(optimizer)
 
     @torch.no_grad()
     def _regularize(self, optimizer: Optimizer) -> None:
@@ -265,7 +266,10 @@ class Sparsifier:
         return flips
 
     def state_dict(self) -> dict[str, Any]:
-        """Hidden parts, masks and counters by parameter name: live tensors and builtins only."""
+        """Hidden parts, masks and counters by parameter name: live tensors and builtins only.
+
+        Of sharded weights they are gathered, on the CPU; all processes must call this, whichever saves.
+        """
         self.restore()
         with torch.no_grad():
             for weight in self.weights:
@@ -275,6 +279,8 @@ class Sparsifier:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`, with the model's own (sparse) weights already loaded.
+
+        All processes of sharded weights must call this.
 
         Raises:
             ValueError: it belongs to another model, selection, pattern or method, or to other weights

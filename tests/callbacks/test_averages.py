@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
@@ -110,18 +117,88 @@ def test_resumed_averages_go_on_bit_for_bit(tmp_path, averaging):
             x, y = next(iter(super().train_dataloader()))
             return DataLoader(TensorDataset(x.repeat(6, 1, 1, 1), y.repeat(6, 1)), batch_size=8)
 
-    def run(folder: str, **kwargs: Any) -> nn.Module:
+    def run(folder: str, *others: L.Callback, **kwargs: Any) -> nn.Module:
         torch.manual_seed(0)
         model = SameBatch()
         keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
-        run = trainer(tmp_path, sparsity(), averaging(), keep, max_epochs=5, enable_checkpointing=True)
-        run.fit(model, **kwargs)
+        run = trainer(tmp_path, sparsity(), averaging(), keep, *others, max_epochs=5, enable_checkpointing=True)
+        with suppress(Interrupted):
+            run.fit(model, **kwargs)
         return model
 
     whole = run("whole")
     resumed = run("resumed", ckpt_path=tmp_path / "whole/epoch=2.ckpt", weights_only=False)
-    for (name, mine), theirs in zip(resumed.named_parameters(), whole.parameters()):
-        assert same_bits(mine, theirs), name
+    # and in one that is saved after an exception, when we follow the averages no more
+    run("broken", OnExceptionCheckpoint(tmp_path / "broken"), Breaks())
+    rescued = run("rescued", ckpt_path=tmp_path / "broken/on_exception.ckpt", weights_only=False)
+    for other in (resumed, rescued):
+        for (name, mine), theirs in zip(other.named_parameters(), whole.parameters()):
+            assert same_bits(mine, theirs), name
+
+
+class Interrupted(RuntimeError):
+    pass
+
+
+class Breaks(L.Callback):
+    """Between two steps of the fourth epoch."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 3 and batch_idx == 2:
+            raise Interrupted
+
+
+def test_a_callback_that_follows_averages_can_be_copied(tmp_path):
+    """A pickled one follows none, whatever Lightning's averages hold."""
+    copies = []
+
+    class Copy(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            copies.append(pickle.loads(pickle.dumps(callback)))
+
+    callback = sparsity()
+    trainer(tmp_path, callback, ema(), Copy(), max_epochs=1).fit(net())
+    assert copies[-1].sparsifier.steps == 6
+
+
+def test_averages_of_the_other_lightning_package(tmp_path):
+    """`pytorch_lightning` has averaging callbacks of its own."""
+    import pytorch_lightning as pl
+
+    class Model(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 8)
+
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            return (self.layer(batch[0]) - 1).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.5)
+
+    average = pl.callbacks.WeightAveraging(avg_fn=get_ema_avg_fn(0.8))
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1)
+    run = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[average, sparsity(), keep]
+    )
+    run.fit(Model(), DataLoader(TensorDataset(torch.randn(32, 32)), batch_size=4))
+    [*files] = tmp_path.glob("*.ckpt")
+    assert len(files) == 2
+    for file in files:
+        assert PATTERN.violations(torch.load(file, weights_only=True)["state_dict"]["layer.weight"]) == 0
+
+
+def test_the_core_follows_an_average_that_was_taken_over(tmp_path):
+    """After the fit the hidden parts are the averaged weights' own: a loop that goes on starts from these."""
+    model, callback = net(), sparsity()
+    trainer(tmp_path, callback, ema()).fit(model)
+    before = model.net[0].weight.detach().clone()
+    assert callback.sparsifier is not None
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    with callback.sparsifier:
+        model.training_step(next(iter(model.train_dataloader()))).backward()
+        optimizer.step()
+    assert torch.equal(model.net[0].weight, before)
 
 
 def test_averages_follow_the_schedule(tmp_path):

@@ -537,3 +537,19 @@ def test_transposable_masks_train(tmp_path):
     assert all(step % 4 == 0 for step in moved)
     report = {w.name: str(w.pattern) for w in callback.sparsifier.weights}
     assert report == dict.fromkeys(SELECTED, "2:4T")
+
+
+def test_a_lazy_layer_that_never_runs_hides_no_typo(tmp_path):
+    """Globs are held against it for an epoch only, and the weights are not looked through at every batch."""
+
+    class Unused(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.LazyLinear(4)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.net.parameters(), 0.1)
+
+    trainer(tmp_path, sparsity()).fit(Unused())
+    with pytest.raises(ValueError, match=r"match no parameter: \['typo'\]"):
+        trainer(tmp_path, sparsity(ignore=["typo"])).fit(Unused())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +72,29 @@ def fit(
     strategy: str | Strategy,
     keep: Path | None = None,
     resume: Path | None = None,
+    again: str | Strategy | None = None,
+    beside: Sequence[L.Callback] = (),
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Train for 3 epochs; what rank by rank must be the same, and the same as in one process."""
+    """Train for 3 epochs, and ``again`` by another Trainer; what must be the same on all ranks, and in one process."""
     callback = NMSparsityCallback("2:4", report=False, log_every_n_steps=1, **kwargs)
     callbacks: list[L.Callback] = [callback]
     if keep is not None:
         callbacks.append(ModelCheckpoint(keep, filename="{epoch}", save_top_k=-1))
-    trainer = L.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        strategy=strategy,
-        devices=1 if strategy == "auto" else 2,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=keep is not None,
-        default_root_dir=tempfile.gettempdir(),
-        callbacks=callbacks,
-    )
-    trainer.fit(model, ckpt_path=resume, weights_only=True if resume and resume.is_file() else None)
+    for one in (strategy,) if again is None else (strategy, again):
+        trainer = L.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            strategy=one,
+            devices=1 if one == "auto" else 2,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=keep is not None,
+            default_root_dir=tempfile.gettempdir(),
+            callbacks=[*callbacks, *beside],
+        )
+        trainer.fit(model, ckpt_path=resume, weights_only=True if resume and resume.is_file() else None)
     assert callback.sparsifier is not None
     weights = callback.sparsifier.weights
     hidden = {w.name: shards.whole(w.hidden, w.param) for w in weights if w.hidden is not None}
@@ -107,10 +111,18 @@ def sharding(folder: bool) -> ModelParallelStrategy:
     return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=folder)
 
 
-def refusal(kind: type[Net]) -> str:
+class Diverges(L.Callback):
+    """One entry of one gradient, in one process."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == 4 and trainer.global_rank == 1:
+            shards.piece(pl_module.net[0].weight.grad).view(-1)[0] = torch.nan
+
+
+def refusal(kind: type[Net], *beside: L.Callback) -> str:
     """What the user is told."""
     try:
-        fit(seeded(kind), sharding(True))
+        fit(seeded(kind), sharding(True), beside=beside)
     except ValueError as error:
         return str(error)
     return "not refused"
@@ -125,6 +137,7 @@ def main(folder: Path, strategy: str) -> None:
         torch.manual_seed(int(os.environ["RANK"]))
         results["apart"] = fit(Uneven(), "ddp")
         results["s_ste"] = fit(seeded(Uneven), "ddp", method="s_ste")
+        results["again"] = fit(seeded(Uneven), "ddp", again="ddp")
     else:
         for name, distributed in (("folder", True), ("file", False)):
             results[name] = fit(seeded(Sharded), sharding(distributed), keep=folder / name)
@@ -132,7 +145,9 @@ def main(folder: Path, strategy: str) -> None:
                 seeded(Sharded), sharding(distributed), resume=folder / name / "epoch=0.ckpt"
             )
         results["s_ste"] = fit(seeded(Sharded), sharding(True), method="s_ste")
+        results["again"] = fit(seeded(Sharded), sharding(True), again=sharding(True))
         results["cut"] = refusal(Cut)
+        results["nan"] = refusal(Sharded, Diverges())
     torch.save(results, folder / f"rank{os.environ['RANK']}.pt")
 
 

@@ -111,6 +111,25 @@ def test_a_resumed_run_is_the_uninterrupted_one(runs, strategy, whole, resumed):
         assert_same(rank[resumed], rank[whole])
 
 
+@supported("Parallelism", "several fits in a row under DDP and FSDP2")
+def test_a_second_fit_goes_on_as_in_one_process(runs):
+    """The last validation leaves FSDP2's root parameters gathered: the next fit must know the model again."""
+    alone = fit(seeded(Uneven), "auto", again="auto")
+    assert len(alone["history"]) == 18
+    for strategy in ("ddp", "fsdp2"):
+        mine = runs(strategy)[0][0]["again"]
+        assert mine["history"] == alone["history"]
+        for name, tensor in alone["hidden"].items():
+            torch.testing.assert_close(mine["hidden"][name], tensor, atol=1e-6, rtol=0)
+
+
+def test_what_diverges_in_one_process_is_said_in_all(runs):
+    """Nobody is left waiting for the process whose piece holds a NaN."""
+    (zero, one), _ = runs("fsdp2")
+    assert zero["nan"] == one["nan"]
+    assert "net.0.weight [16, 32]" in zero["nan"]
+
+
 @supported("Parallelism", "FSDP2, resumed in one process")
 def test_a_sharded_run_can_go_on_in_one_process(runs, alone):
     """Checkpoints hold whole tensors: the number of processes is no part of them."""

@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_nm.training import SRSTE, SSTE, Method, Sparsifier, select, shards
-from tests.training.runs import loss_of, one_step, seeded
+from tests.training.runs import loss_of, noise, one_step, seeded
 
 
 def build() -> nn.Module:
@@ -82,10 +83,31 @@ def compare(shard: Callable[[nn.Module], nn.Module], method: Method) -> None:
     assert again.take_flips() == flips
 
 
+def replicated(mesh: DeviceMesh) -> None:
+    """Replicated weights and a sharded batch: gradients are partial sums, to which lambda must come once."""
+    alone, shared = build(), build()
+    for layer in (shared[0], shared[2]):  # type: ignore[index]
+        for name, param in list(layer.named_parameters()):
+            setattr(layer, name, nn.Parameter(distribute_tensor(param.detach(), mesh, [Replicate()])))
+    x = noise(8, 8)
+    sparsifiers = []
+    for model, batch in ((alone, x), (shared, distribute_tensor(x, mesh, [Shard(0)]))):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with Sparsifier(select(model, "2:4"), SRSTE(0.5)) as sparsifier:
+            for _ in range(4):
+                optimizer.zero_grad()
+                model(batch).square().mean().backward()
+                optimizer.step()
+        sparsifiers.append(sparsifier)
+    for mine, theirs in zip(sparsifiers[1].weights, sparsifiers[0].weights, strict=True):
+        torch.testing.assert_close(mine.hidden, theirs.hidden, atol=1e-6, rtol=0)
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
     for shard in (tensor_parallel, hybrid):
         for method in (SRSTE(0.01), SSTE()):
             compare(partial(shard, mesh=mesh), method)
+    replicated(mesh["inner"])
     dist.destroy_process_group()
