@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning.pytorch import Trainer
 
 from lightning_nm.callbacks import loggers
 from lightning_nm.callbacks.table import Row, print_table
-from lightning_nm.training import Selection, Sparsifier
+from lightning_nm.training import Selection, SparseWeight, Sparsifier
 from lightning_nm.training.layers import VECTOR
 
-COLUMNS = ("layer", "shape", "pattern", "kept / total", "remarks")
+COLUMNS = ("layer", "shape", "pattern", "kept / total", "possible masks", "remarks")
 
 
 def report_rows(selection: Selection, sparsifier: Sparsifier) -> list[Row]:
@@ -25,14 +27,23 @@ def report_rows(selection: Selection, sparsifier: Sparsifier) -> list[Row]:
             remark = f"dense again since step {sparsifier.schedule.dense_from}"
         elif weight.mask is None:
             remark = f"dense until step {sparsifier.schedule.start}"
-        rows.append((weight.name, shape, weight.pattern, f"{kept:,} / {total:,}", remark))
+        rows.append((weight.name, shape, weight.pattern, f"{kept:,} / {total:,}", possible_masks(weight), remark))
     for skipped in selection.skipped:
         if skipped.reason != VECTOR:
-            rows.append((skipped.name, list(skipped.shape), "dense", "", skipped.reason))
+            rows.append((skipped.name, list(skipped.shape), "dense", "", "", skipped.reason))
     vectors = sum(skipped.reason == VECTOR for skipped in selection.skipped)
     if vectors:
-        rows.append((f"{vectors} vectors", "", "dense", "", "biases and scales: no GEMM sums over them"))
+        rows.append((f"{vectors} vectors", "", "dense", "", "", "biases and scales: no GEMM sums over them"))
     return rows
+
+
+def possible_masks(weight: SparseWeight) -> str:
+    """How many masks the pattern allows the weight, as a power of ten; a bound where they cannot be counted."""
+    try:
+        counted, log = "", weight.pattern.log_diversity(weight.param.shape)
+    except ValueError:  # too many to be counted; for these the paper's formula is an upper bound
+        counted, log = "<= ", weight.pattern.log_diversity(weight.param.shape, exact=False)
+    return f"{counted}10^{log / math.log(10):,.0f}"
 
 
 def report_title(selection: Selection, sparsifier: Sparsifier) -> str:

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_nm.kernels import bits as reference_bits
-from lightning_nm.kernels import reference, tiles
+from lightning_nm.kernels import reference, transposable
 from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
+from lightning_nm.kernels.solvers import SOLVERS, default_solver, solve
+from lightning_nm.kernels.transposable.layout import tiles_of, untiled
 
 __all__ = [
+    "TRANSPOSABLE_SOLVERS",
     "byte_count",
     "compiled_cpu",
     "nm_mask",
@@ -29,6 +32,7 @@ __all__ = [
     "unpack_bits",
 ]
 
+TRANSPOSABLE_SOLVERS = SOLVERS
 nm_mask = reference.nm_mask
 split_ = reference.split_
 
@@ -101,22 +105,27 @@ def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tenso
     return kernel(weight.detach(), hidden, bits)
 
 
-EXACT = 16
-"""The largest M for which the best transposable mask is found; above, swaps improve the greedy one."""
-_TILES_AT_ONCE = 4096  # bounds the memory of the plain torch solver, and fits a cache
+_ENTRIES_AT_ONCE = 1 << 20  # bounds the memory of the plain torch solvers
 
 
-def transposable_mask(weight: Tensor, n: int, m: int, inputs: int, outputs: int) -> Tensor:
+def transposable_mask(
+    weight: Tensor, n: int, m: int, inputs: int, outputs: int, solver: str | None = None, at_most: bool = False
+) -> Tensor:
     """True at ``n`` entries of every row and every column of each ``m`` x ``m`` tile, of largest magnitude.
 
     Args:
         weight: any shape, whose dimensions ``inputs`` and ``outputs`` are multiples of ``m``.
         inputs: the dimension that the GEMM sums over.
         outputs: the other one.
+        solver: one of `TRANSPOSABLE_SOLVERS`; None: exact for M up to 16, entropic above.
+        at_most: ``n`` entries at most.
+
+    Raises:
+        ImportError: ``solver="flow"`` without OR-tools.
     """
-    every = tiles.tiles_of(weight.detach(), m, inputs, outputs)
+    tiles = tiles_of(weight.detach(), m, inputs, outputs)
     cpu = compiled_cpu() if weight.device.type == "cpu" else None
-    solve = tiles.solve if cpu is None else cpu.solve
-    longest = m if m <= EXACT else 2
-    masks = [solve(tiles.scores_of(some), n, longest) for some in torch.split(every, _TILES_AT_ONCE)]
-    return tiles.untiled(torch.cat(masks), weight.shape, inputs, outputs)
+    stages = transposable if cpu is None else cpu.transposable
+    parts = torch.split(tiles, max(1, _ENTRIES_AT_ONCE // (m * m)))
+    masks = [solve(part, n, solver or default_solver(m), at_most=at_most, stages=stages) for part in parts]
+    return untiled(torch.cat(masks), weight.shape, inputs, outputs)

@@ -75,6 +75,20 @@ class Pattern(ABC):
             ValueError: the shape does not fit the pattern. NaN and infinity are counted, not raised.
         """
 
+    @abstractmethod
+    def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
+        """Natural logarithm of the number of masks that the pattern allows for a weight of this shape.
+
+        "Mask diversity" of Hubara et al. (arXiv 2102.08124); it does not depend on the reduction dimension.
+
+        Args:
+            shape: the weight's shape.
+            exact: False: by the paper's formula, which is no exact count, where that is infeasible.
+
+        Raises:
+            ValueError: the shape fits the pattern along no dimension, or no exact count is feasible.
+        """
+
     def check(self, weight: Tensor, dim: int) -> None:
         """Raise ValueError unless ``weight`` is a float tensor whose shape fits the pattern."""
         shape = tuple(weight.shape)
@@ -84,6 +98,13 @@ class Pattern(ABC):
             raise ValueError(f"{self} does not fit a weight of shape {shape}: it has no dimension {dim}")
         if reason := self.why_not(shape, dim=dim):
             raise ValueError(f"{self} does not fit a weight of shape {shape}: {reason}")
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise ValueError unless a weight of this shape fits the pattern along dimension 1 or 0."""
+        enough = len(shape) > 1
+        reasons = [self.why_not(shape, dim=d) if enough else "it has fewer than two dimensions" for d in (1, 0)]
+        if all(reasons):
+            raise ValueError(f"{self} does not fit a weight of shape {tuple(shape)}: {reasons[0]}")
 
     def check_finite(self, weight: Tensor) -> None:
         """Raise ValueError if ``weight`` holds NaN or infinity. Waits for a GPU."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb, log, prod
 
 import torch
 from torch import Tensor
 
 from lightning_nm import kernels
 from lightning_nm.patterns.base import Pattern
+from lightning_nm.patterns.counting import log_tile_masks
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,21 @@ class NM(Pattern):
 
     ``transposable=True`` (Hubara et al., arXiv 2102.08124): N of every row *and* of every column of
     each M x M tile of (outputs, inputs), so that the transposed weight, by which the backward pass
-    multiplies, is N:M too. Of all such masks the one of largest magnitude is taken, exactly for M up
-    to 16, by swaps above.
+    multiplies, is N:M too. Of all such masks the one of largest magnitude is taken.
+
+    Args:
+        n: weights kept of every ``m``.
+        m: size of a group; sides of a tile.
+        transposable: whether columns obey too.
+        at_most: transposable tiles keep N of every row and column *at most*, which can be more magnitude.
+        solver: how transposable masks are found (all work on any device and give the same mask of a tile in
+            any batch). None: ``"exact"`` for M up to 16, ``"entropic"`` above.
+
+            - ``"exact"``: the best mask, by a table (M up to 4) or by cancelling positive cycles;
+            - ``"entropic"``: regularised transport (TSENOR), then swaps; within .0005 of the best;
+            - ``"fast"``: greedy, then swaps; within .002;
+            - ``"flow"``: the best mask, by OR-tools' min-cost flow, as the paper has it; needs OR-tools;
+            - ``"two_approximation"``: the paper's fast one, which prunes too much; for ``at_most`` only.
 
     >>> import torch
     >>> NM(2, 4).mask(torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.0, 5.0, 0.0, 6.0]]))
@@ -33,21 +48,30 @@ class NM(Pattern):
             [ True, False]])
 
     Raises:
-        ValueError: unless n and m are integers and ``0 < n <= m``.
+        ValueError: unless n and m are integers and ``0 < n <= m``, or for options that do not go together.
     """
 
     n: int
     m: int
     transposable: bool = False
+    at_most: bool = False
+    solver: str | None = None
 
     def __post_init__(self) -> None:
         if type(self.n) is not int or type(self.m) is not int:
             raise ValueError(f"N and M are whole numbers, got {self.n!r}:{self.m!r}")
         if not 0 < self.n <= self.m:
             raise ValueError(f"N:M keeps N of every M weights, so 0 < N <= M; got {self.n}:{self.m}")
+        if not self.transposable and (self.at_most or self.solver):
+            raise ValueError(f"at_most and solver are options of transposable masks; write {self.n}:{self.m}T for them")
+        if self.solver not in (None, *kernels.TRANSPOSABLE_SOLVERS):
+            raise ValueError(f"there is no solver {self.solver!r}; there are {', '.join(kernels.TRANSPOSABLE_SOLVERS)}")
+        if self.solver == "two_approximation" and not self.at_most:
+            raise ValueError("the solver 'two_approximation' leaves rows with fewer than N: it needs at_most=True")
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}{'T' if self.transposable else ''}"
+        options = [*(["at_most"] if self.at_most else []), *([self.solver] if self.solver else [])]
+        return ",".join([f"{self.n}:{self.m}{'T' if self.transposable else ''}", *options])
 
     @property
     def density(self) -> float:
@@ -77,7 +101,8 @@ class NM(Pattern):
 
     def _mask(self, weight: Tensor, dim: int) -> Tensor:
         if self.transposable:
-            return kernels.transposable_mask(weight, self.n, self.m, dim, _other(dim, weight.dim()))
+            outputs = _other(dim, weight.dim())
+            return kernels.transposable_mask(weight, self.n, self.m, dim, outputs, self.solver, self.at_most)
         return kernels.nm_mask(weight, self.n, self.m, dim)
 
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
@@ -92,6 +117,12 @@ class NM(Pattern):
         if self.transposable:
             return kernels.split_(weight, hidden, bits, self._mask(weight, dim))
         return kernels.nm_split_(weight, hidden, bits, self.n, self.m, dim)
+
+    def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
+        self.check_shape(shape)
+        if not self.transposable:
+            return prod(shape) // self.m * log(comb(self.m, self.n))
+        return prod(shape) // self.m**2 * log_tile_masks(self.n, self.m, at_most=self.at_most, exact=exact)
 
     def groups(self, tensor: Tensor, *, dim: int = 1) -> Tensor:
         """``tensor`` with dimension ``dim`` replaced by two, ``[groups, M]``; the last is ``dim + 1``."""

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from lightning_nm.patterns.base import Pattern
 from lightning_nm.patterns.nm import NM
 
-_NM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*([tT]?)\s*")
+_NM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*([tT]?)\s*((?:,\s*\w+\s*)*)")
 
 
 def parse(written: str | int | Sequence[int] | Pattern) -> Pattern:
     """Read a pattern.
 
-    Accepts ``"N:M"``, ``"N:MT"`` (transposable), a pair ``[N, M]``, a `Pattern` (returned as it is), and an
-    integer: YAML 1.1 reads an unquoted ``2:4`` as the base-60 number 124, which is decoded again.
+    Accepts ``"N:M"``, ``"N:MT"`` (transposable; ``"N:MT,at_most"`` and a solver's name behind another comma), a pair
+    ``[N, M]``, a `Pattern` (returned as it is), and an integer: YAML 1.1 reads an unquoted ``2:4`` as the base-60
+    number 124, which is decoded again.
 
-    >>> [str(parse(written)) for written in ("2:4", [1, 16], 124, "4:8T")]
-    ['2:4', '1:16', '2:4', '4:8T']
+    >>> [str(parse(written)) for written in ("2:4", [1, 16], 124, "4:8T", "4:8T,at_most,fast")]
+    ['2:4', '1:16', '2:4', '4:8T', '4:8T,at_most,fast']
 
     Raises:
         ValueError: nothing that can be read as a pattern, or not ``0 < N <= M``.
@@ -28,12 +29,26 @@ def parse(written: str | int | Sequence[int] | Pattern) -> Pattern:
     if isinstance(written, int) and not isinstance(written, bool) and written >= 60:
         return NM(*divmod(written, 60))
     if isinstance(written, str) and (match := _NM.fullmatch(written)):
-        return NM(int(match[1]), int(match[2]), transposable=bool(match[3]))
+        return _nm(match)
     if isinstance(written, (list, tuple)) and [type(v) for v in written] == [int, int]:
         return NM(*written)
     raise ValueError(
         f"{written!r} is not a sparsity pattern; write 'N:M' with N kept of every M weights, for example '2:4', or "
         "'2:4T' for transposable masks"
+    )
+
+
+def _nm(match: re.Match[str]) -> NM:
+    options = [option.strip() for option in match[4].split(",")[1:]]
+    solvers = [option for option in options if option != "at_most"]
+    if len(solvers) > 1:
+        raise ValueError(f"{match[0]!r} names more than one solver: {', '.join(solvers)}")
+    return NM(
+        int(match[1]),
+        int(match[2]),
+        transposable=bool(match[3]),
+        at_most="at_most" in options,
+        solver=solvers[0] if solvers else None,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from lightning_nm.callbacks.report import report_rows, report_title
+from lightning_nm.callbacks.report import COLUMNS, report_rows, report_title
+from lightning_nm.patterns import NM
 from lightning_nm.training import Schedule, Sparsifier, select
 
 
@@ -25,15 +27,39 @@ def test_rows_follow_the_schedule():
     """A weight that is dense on purpose says so, before and after."""
     rows = [reported(steps)[0] for steps in (0, 1, 2)]
     assert [row[3] for row in rows] == ["32 / 32", "8 / 32", "32 / 32"]
-    assert [row[4] for row in rows] == ["dense until step 1", "", "dense again since step 2"]
+    assert [row[5] for row in rows] == ["dense until step 1", "", "dense again since step 2"]
 
 
 def test_every_parameter_is_accounted_for():
     """Skipped weights have a line each, vectors one together."""
     _, skipped, vectors = reported(0)
     assert skipped[:3] == ("1.weight", [2, 3], "dense")
-    assert skipped[4] == "the 3 inputs that one output sums over are not a multiple of 4"
+    assert skipped[5] == "the 3 inputs that one output sums over are not a multiple of 4"
     assert vectors[0] == "2 vectors"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "masks"),
+    [
+        ("2:4", "10^797"),  # 1024 log10(6)
+        ("2:4T", "10^500"),  # 256 log10(90)
+        ("2:2", "10^0"),
+        ("16:32T", "<= 10^1,579"),  # the paper's formula
+        ("8:16T,at_most", "<= 10^1,176"),  # what rows of at most 8 allow: 39,203 each
+        (NM(1, 64, transposable=True), "10^89"),  # 64!
+    ],
+    ids=str,
+)
+def test_possible_masks(pattern: str | NM, masks: str) -> None:
+    """A power of ten; where the masks cannot be counted, a formula, marked as the bound that it is."""
+    selection = select(nn.Linear(64, 64), pattern)
+    rows = report_rows(selection, Sparsifier(selection))
+    assert [row[COLUMNS.index("possible masks")] for row in rows] == [masks, ""]
+
+
+def test_rows_are_as_long_as_the_header():
+    """Whatever a row is about."""
+    assert {len(row) for row in reported(0)} == {len(COLUMNS)}
 
 
 def test_title_counts():

@@ -108,6 +108,28 @@ def test_importing_the_kernels_loads_no_numba() -> None:
     assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
 
 
+@pytest.mark.parametrize("solver", [None, "entropic", "fast"])
+def test_transposable_masks_whoever_solves(solver: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without numba, in one piece or in many, the same mask."""
+    weight = weight_of("ties", (24, 16, 3), torch.float32)
+    mask = kernels.transposable_mask(weight, 4, 8, 1, 0, solver)
+    monkeypatch.setattr(kernels, "_ENTRIES_AT_ONCE", 3 * 64)
+    assert torch.equal(kernels.transposable_mask(weight, 4, 8, 1, 0, solver), mask)
+    monkeypatch.setattr(kernels, "compiled_cpu", lambda: None)
+    assert torch.equal(kernels.transposable_mask(weight, 4, 8, 1, 0, solver), mask)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("solver", ["exact", "entropic", "fast"])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (16, 32)])
+def test_a_gpu_solves_like_the_cpu(n: int, m: int, solver: str) -> None:
+    """Transposable masks are identical on CPU and CUDA."""
+    weight = weight_of("ties", (64, 64), torch.float32)
+    mask = kernels.transposable_mask(weight, n, m, 1, 0, solver)
+    assert torch.equal(kernels.transposable_mask(weight.cuda(), n, m, 1, 0, solver).cpu(), mask)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

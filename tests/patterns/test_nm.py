@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,8 +212,70 @@ def test_outputs_must_make_whole_tiles() -> None:
     assert NM(2, 4).why_not((6, 8)) is None
 
 
-def test_written_form() -> None:
-    """What is written is read back, and refreshed every 40 steps unless the schedule says otherwise."""
-    assert str(NM(2, 4, transposable=True)) == "2:4T"
-    assert parse("2:4T") == parse("2:4t") == NM(2, 4, transposable=True)
+@pytest.mark.parametrize(
+    ("written", "pattern"),
+    [
+        ("2:4T", NM(2, 4, transposable=True)),
+        ("4:8T,at_most", NM(4, 8, transposable=True, at_most=True)),
+        ("4:8T,fast", NM(4, 8, transposable=True, solver="fast")),
+        ("2:4T,at_most,two_approximation", NM(2, 4, transposable=True, at_most=True, solver="two_approximation")),
+    ],
+)
+def test_written_form(written: str, pattern: NM) -> None:
+    """What is written is read back, whatever the spaces."""
+    assert str(pattern) == written
+    assert parse(written) == parse(written.replace(",", " , ").replace("T", "t")) == pattern
+
+
+def test_transposable_masks_are_refreshed_less_often() -> None:
+    """Every 40 steps, as the paper does, unless the schedule says otherwise."""
     assert (NM(2, 4, transposable=True).refresh, NM(2, 4).refresh) == (40, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at_most": True}, "write 2:4T"),
+        ({"solver": "fast"}, "write 2:4T"),
+        ({"transposable": True, "solver": "magic"}, "there is no solver 'magic'; there are exact, "),
+        ({"transposable": True, "solver": "two_approximation"}, "needs at_most=True"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    """The message says what to do."""
+    with pytest.raises(ValueError, match=message):
+        NM(2, 4, **options)
+
+
+@pytest.mark.parametrize("solver", ["exact", "entropic", "fast", "flow", "two_approximation"])
+def test_every_solver_of_the_name(solver: str) -> None:
+    """Obeys, and those that find the best keep as much as each other."""
+    torch.manual_seed(0)
+    weight = torch.randn(16, 24, 2)
+    best = NM(4, 8, transposable=True, at_most=True, solver="flow").mask(weight)
+    pattern = NM(4, 8, transposable=True, at_most=True, solver=solver)
+    mask = pattern.mask(weight)
+    assert pattern.violations(weight * mask) == 0
+    share = float((weight.abs() * mask).sum() / (weight.abs() * best).sum())
+    lowest = {"exact": 1.0, "flow": 1.0, "entropic": 0.998, "fast": 0.99, "two_approximation": 0.7}[solver]
+    assert lowest - 1e-6 <= share <= 1 + 1e-6
+
+
+def test_diversity_of_rows() -> None:
+    """C(M, N) for every group."""
+    assert NM(2, 4).log_diversity((8, 16)) == pytest.approx(32 * math.log(6))
+
+
+def test_diversity_of_tiles() -> None:
+    """90 for every 2:4 tile, 7343 at most; 144 by the paper's formula."""
+    shape = (8, 4, 3)  # two tiles at each of three taps
+    pattern, at_most = NM(2, 4, transposable=True), NM(2, 4, transposable=True, at_most=True)
+    assert pattern.log_diversity(shape) == pytest.approx(6 * math.log(90))
+    assert at_most.log_diversity(shape) == pytest.approx(6 * math.log(7343))
+    assert pattern.log_diversity(shape, exact=False) == pytest.approx(6 * math.log(144))
+
+
+def test_diversity_of_a_shape_that_does_not_fit() -> None:
+    """A ValueError with the pattern, the shape and the reason."""
+    with pytest.raises(ValueError, match=r"2:4.*\(3, 6\): the 6 inputs"):
+        NM(2, 4).log_diversity((3, 6))

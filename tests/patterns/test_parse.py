@@ -68,6 +68,21 @@ def test_unquoted_pairs_that_are_no_pattern(written: str) -> None:
         parse(yaml.safe_load(written))
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("2:4T,magic", "there is no solver 'magic'"),
+        ("2:4T,exact,fast", "names more than one solver: exact, fast"),
+        ("2:4,at_most", "write 2:4T"),
+        ("2:4T,", "not a sparsity pattern"),
+    ],
+)
+def test_options_that_cannot_be_read(written: str, message: str) -> None:
+    """The message says which."""
+    with pytest.raises(ValueError, match=message):
+        parse(written)
+
+
 @pytest.mark.parametrize("written", ["2:4", " 2 : 4 ", [2, 4], 124, NM(2, 4)], ids=repr)
 def test_pattern_text_is_the_written_form(written: Any) -> None:
     """One spelling in saved configs, whatever came in."""

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_nm import NMSparsityCallback
+from lightning_nm import NMSparsityCallback, Schedule
 from lightning_nm.training import shards
 from tests.helpers import Net
 
@@ -74,10 +74,11 @@ def fit(
     resume: Path | None = None,
     again: str | Strategy | None = None,
     beside: Sequence[L.Callback] = (),
+    pattern: str = "2:4",
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Train for 3 epochs, and ``again`` by another Trainer; what must be the same on all ranks, and in one process."""
-    callback = NMSparsityCallback("2:4", report=False, log_every_n_steps=1, **kwargs)
+    callback = NMSparsityCallback(pattern, report=False, log_every_n_steps=1, **kwargs)
     callbacks: list[L.Callback] = [callback]
     if keep is not None:
         callbacks.append(ModelCheckpoint(keep, filename="{epoch}", save_top_k=-1))
@@ -119,10 +120,13 @@ class Diverges(L.Callback):
             shards.piece(pl_module.net[0].weight.grad).view(-1)[0] = torch.nan
 
 
-def refusal(kind: type[Net], *beside: L.Callback) -> str:
+TRANSPOSABLE: dict[str, Any] = {"pattern": "2:4T", "schedule": Schedule(refresh=2)}
+
+
+def refusal(kind: type[Net], *beside: L.Callback, **kwargs: Any) -> str:
     """What the user is told."""
     try:
-        fit(seeded(kind), sharding(True), beside=beside)
+        fit(seeded(kind), sharding(True), beside=beside, **kwargs)
     except ValueError as error:
         return str(error)
     return "not refused"
@@ -137,6 +141,7 @@ def main(folder: Path, strategy: str) -> None:
         torch.manual_seed(int(os.environ["RANK"]))
         results["apart"] = fit(Uneven(), "ddp")
         results["s_ste"] = fit(seeded(Uneven), "ddp", method="s_ste")
+        results["transposable"] = fit(seeded(Uneven), "ddp", **TRANSPOSABLE)
         results["again"] = fit(seeded(Uneven), "ddp", again="ddp")
     else:
         for name, distributed in (("folder", True), ("file", False)):
@@ -145,8 +150,10 @@ def main(folder: Path, strategy: str) -> None:
                 seeded(Sharded), sharding(distributed), resume=folder / name / "epoch=0.ckpt"
             )
         results["s_ste"] = fit(seeded(Sharded), sharding(True), method="s_ste")
+        results["transposable"] = fit(seeded(Sharded), sharding(True), **TRANSPOSABLE)
         results["again"] = fit(seeded(Sharded), sharding(True), again=sharding(True))
         results["cut"] = refusal(Cut)
+        results["cut tile"] = refusal(Sharded, pattern="4:8T")
         results["nan"] = refusal(Sharded, Diverges())
     torch.save(results, folder / f"rank{os.environ['RANK']}.pt")
 

@@ -20,7 +20,7 @@ from lightning_nm.patterns import NM
 from tests.helpers import net, same_bits
 from tests.processes import torchrun
 from tests.regimes.matrix import refused, supported
-from tests.regimes.parallel_run import Uneven, fit, seeded
+from tests.regimes.parallel_run import TRANSPOSABLE, Uneven, fit, seeded
 
 Ranks = list[dict[str, Any]]
 
@@ -90,6 +90,19 @@ def test_two_processes_train_what_one_does(runs, alone, strategy, run, method):
     for part in ("weights", "hidden"):
         for name, tensor in theirs[part].items():
             torch.testing.assert_close(mine[part][name], tensor, atol=1e-6, rtol=0)
+
+
+@supported("Parallelism", "transposable patterns under DDP and FSDP2")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_transposable_masks_are_those_of_one_process(runs, strategy):
+    """Tiles lie within a shard: masks that were solved piece by piece are those of the whole weights."""
+    mine, theirs = runs(strategy)[0][1]["transposable"], fit(seeded(Uneven), "auto", **TRANSPOSABLE)
+    assert set(mine["masks"]) == {"conv.weight", "net.0.weight", "last.0.weight"}
+    assert mine["history"] == theirs["history"]
+    assert any(entry for entry in mine["history"])
+    for name, mask in theirs["masks"].items():
+        assert torch.equal(mine["masks"][name], mask), name
+        assert NM(2, 4, transposable=True).violations(mine["weights"][name]) == 0, name
 
 
 @supported("Parallelism", "DDP, ranks seeded apart")
@@ -166,6 +179,14 @@ def test_a_shard_that_cuts_a_group_is_refused(runs):
     assert zero["cut"] == one["cut"]
     assert "overrides={'conv.weight': None}" in zero["cut"]
     raise ValueError(zero["cut"])
+
+
+@refused(
+    "Parallelism", "FSDP2 that cuts a transposable tile", "last.0.weight [8, 16] is sharded into pieces of [4, 16]"
+)
+def test_a_shard_that_cuts_a_tile_is_refused(runs):
+    """8 outputs over two processes hold no whole 8 x 8 tile."""
+    raise ValueError(runs("fsdp2")[0][1]["cut tile"])
 
 
 @refused(

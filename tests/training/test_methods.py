@@ -350,6 +350,9 @@ class Everything(Pattern):
     def split_(self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1) -> tuple[int, int]:
         raise AssertionError("never reached")
 
+    def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
+        return 0.0
+
 
 def test_s_ste_refuses_a_pattern_without_groups() -> None:
     """A method that cannot train a pattern says so, by the pattern's name (promise 7)."""
