@@ -17,11 +17,13 @@ from lightning_nm.kernels import reference, transposable
 from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
 from lightning_nm.kernels.solvers import SOLVERS, default_solver, solve
 from lightning_nm.kernels.transposable.layout import tiles_of, untiled
+from lightning_nm.kernels.units import largest, unit_norms
 
 __all__ = [
     "TRANSPOSABLE_SOLVERS",
     "byte_count",
     "compiled_cpu",
+    "largest",
     "nm_mask",
     "nm_split_",
     "pack_bits",
@@ -29,6 +31,7 @@ __all__ = [
     "resplit_",
     "split_",
     "transposable_mask",
+    "unit_norms",
     "unpack_bits",
 ]
 

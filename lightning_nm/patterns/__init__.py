@@ -1,8 +1,11 @@
 """What a mask may look like: pure functions of a tensor."""
 
 from lightning_nm.patterns.base import Pattern
+from lightning_nm.patterns.block import Block1xN
+from lightning_nm.patterns.filter import Filter
 from lightning_nm.patterns.nm import NM
 from lightning_nm.patterns.packed_mask import PackedMask
 from lightning_nm.patterns.parse import PatternText, parse
+from lightning_nm.patterns.unstructured import Unstructured
 
-__all__ = ["NM", "PackedMask", "Pattern", "PatternText", "parse"]
+__all__ = ["NM", "Block1xN", "Filter", "PackedMask", "Pattern", "PatternText", "Unstructured", "parse"]

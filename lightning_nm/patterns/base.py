@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_nm import kernels
+
 
 class Pattern(ABC):
     """A rule for which entries of a weight may be kept. Immutable, comparable, hashable.
@@ -24,7 +26,12 @@ class Pattern(ABC):
     @property
     @abstractmethod
     def density(self) -> float:
-        """Fraction of entries that the pattern keeps."""
+        """Fraction of entries that the pattern keeps, up to rounding to whole units; the most that it may keep."""
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether the budget is the whole weight's, so that no piece of it can be masked alone."""
+        return False
 
     @property
     def refresh(self) -> int:
@@ -47,7 +54,6 @@ class Pattern(ABC):
                 tiles must not cross from one GEMM into the next. None: all.
         """
 
-    @abstractmethod
     def mask(self, weight: Tensor, *, dim: int = 1) -> Tensor:
         """The mask of a dense weight: bool, shaped like it, True = kept.
 
@@ -56,16 +62,24 @@ class Pattern(ABC):
         Raises:
             ValueError: the shape does not fit the pattern, or the weight holds NaN or infinity.
         """
+        self.check(weight, dim)
+        self.check_finite(weight)
+        return self._mask(weight.detach(), dim)
+
+    @abstractmethod
+    def _mask(self, weight: Tensor, dim: int) -> Tensor:
+        """The mask of a weight that fits. Of one that holds NaN or infinity, any mask."""
 
     @abstractmethod
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
         """Number of groups of ``weight`` that hold more non-zeros than the pattern allows.
 
+        Where the whole weight is one group, the number of units too many.
+
         Raises:
             ValueError: the shape does not fit the pattern.
         """
 
-    @abstractmethod
     def split_(
         self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
     ) -> tuple[int | Tensor, int | Tensor]:
@@ -74,6 +88,8 @@ class Pattern(ABC):
         Raises:
             ValueError: the shape does not fit the pattern. NaN and infinity are counted, not raised.
         """
+        self.check(weight, dim)
+        return kernels.split_(weight, hidden, bits, self._mask(weight.detach(), dim))
 
     @abstractmethod
     def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
@@ -111,3 +127,8 @@ class Pattern(ABC):
         if bad := int((~torch.isfinite(weight)).sum()):
             shape = tuple(weight.shape)
             raise ValueError(f"a weight of shape {shape} holds {bad} NaN or infinite entries; it has no {self} mask")
+
+
+def other_dim(dim: int, dims: int) -> int:
+    """The dimension of the outputs, where ``dim`` is that of the inputs."""
+    return 0 if dim % dims else 1

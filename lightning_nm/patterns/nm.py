@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nm import kernels
-from lightning_nm.patterns.base import Pattern
+from lightning_nm.patterns.base import Pattern, other_dim
 from lightning_nm.patterns.counting import log_tile_masks
 
 
@@ -39,6 +39,8 @@ class NM(Pattern):
             - ``"fast"``: greedy, then swaps; within .002;
             - ``"flow"``: the best mask, by OR-tools' min-cost flow, as the paper has it; needs OR-tools;
             - ``"two_approximation"``: the paper's fast one, which prunes too much; for ``at_most`` only.
+        vector: V consecutive outputs share one index: of every ``m`` inputs those ``n`` are kept whose V weights have
+            the largest l1 norm (vector-wise N:M, a 1xN block pattern of balanced columns).
 
     >>> import torch
     >>> NM(2, 4).mask(torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.0, 5.0, 0.0, 6.0]]))
@@ -56,6 +58,7 @@ class NM(Pattern):
     transposable: bool = False
     at_most: bool = False
     solver: str | None = None
+    vector: int = 1
 
     def __post_init__(self) -> None:
         if type(self.n) is not int or type(self.m) is not int:
@@ -66,12 +69,17 @@ class NM(Pattern):
             raise ValueError(f"at_most and solver are options of transposable masks; write {self.n}:{self.m}T for them")
         if self.solver not in (None, *kernels.TRANSPOSABLE_SOLVERS):
             raise ValueError(f"there is no solver {self.solver!r}; there are {', '.join(kernels.TRANSPOSABLE_SOLVERS)}")
+        if type(self.vector) is not int or self.vector < 1:
+            raise ValueError(f"vector is a whole number of outputs, at least 1; got {self.vector!r}")
+        if self.transposable and self.vector > 1:
+            raise ValueError("vector-wise masks are not transposable; choose one of both")
         if self.solver == "two_approximation" and not self.at_most:
             raise ValueError("the solver 'two_approximation' leaves rows with fewer than N: it needs at_most=True")
 
     def __str__(self) -> str:
         options = [*(["at_most"] if self.at_most else []), *([self.solver] if self.solver else [])]
-        return ",".join([f"{self.n}:{self.m}{'T' if self.transposable else ''}", *options])
+        kind = "T" if self.transposable else f"V{self.vector}" if self.vector > 1 else ""
+        return ",".join([f"{self.n}:{self.m}{kind}", *options])
 
     @property
     def density(self) -> float:
@@ -87,41 +95,47 @@ class NM(Pattern):
         size = shape[dim] if span is None else span
         if size % self.m:
             return f"the {size} inputs that one output sums over are not a multiple of {self.m}"
-        if not self.transposable:
+        if self._row_wise:
             return None
-        outputs = shape[_other(dim, len(shape))] if rows is None else rows
-        if outputs % self.m:
+        outputs = shape[other_dim(dim, len(shape))] if rows is None else rows
+        if self.transposable and outputs % self.m:
             return f"the {outputs} outputs of one GEMM are not a multiple of {self.m}, as transposable tiles must be"
+        if outputs % self.vector:
+            return f"the {outputs} outputs of one GEMM are not a multiple of {self.vector}, which share an index"
         return None
 
-    def mask(self, weight: Tensor, *, dim: int = 1) -> Tensor:
-        self.check(weight, dim)
-        self.check_finite(weight)
-        return self._mask(weight, dim)
-
     def _mask(self, weight: Tensor, dim: int) -> Tensor:
+        if self._row_wise:
+            return kernels.nm_mask(weight, self.n, self.m, dim)
+        outputs = other_dim(dim, weight.dim())
         if self.transposable:
-            outputs = _other(dim, weight.dim())
             return kernels.transposable_mask(weight, self.n, self.m, dim, outputs, self.solver, self.at_most)
-        return kernels.nm_mask(weight, self.n, self.m, dim)
+        norms = kernels.unit_norms(weight, {outputs: self.vector})
+        return kernels.nm_mask(norms, self.n, self.m, dim).repeat_interleave(self.vector, outputs)
 
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
         self.check(weight, dim)
-        along = [dim % weight.dim(), *([_other(dim, weight.dim())] if self.transposable else [])]
-        return sum(int((self.groups(weight != 0, dim=d).sum(d + 1) > self.n).sum()) for d in along)
+        outputs = other_dim(dim, weight.dim())
+        held = kernels.unit_norms(weight != 0, {outputs: self.vector}) > 0
+        along = [dim % weight.dim(), *([outputs] if self.transposable else [])]
+        return sum(int((self.groups(held, dim=d).sum(d + 1) > self.n).sum()) for d in along)
 
     def split_(
         self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
     ) -> tuple[int | Tensor, int | Tensor]:
+        if not self._row_wise:
+            return super().split_(weight, hidden, bits, dim=dim)
         self.check(weight, dim)
-        if self.transposable:
-            return kernels.split_(weight, hidden, bits, self._mask(weight, dim))
         return kernels.nm_split_(weight, hidden, bits, self.n, self.m, dim)
+
+    @property
+    def _row_wise(self) -> bool:
+        return not self.transposable and self.vector == 1
 
     def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
         self.check_shape(shape)
         if not self.transposable:
-            return prod(shape) // self.m * log(comb(self.m, self.n))
+            return prod(shape) // (self.m * self.vector) * log(comb(self.m, self.n))
         return prod(shape) // self.m**2 * log_tile_masks(self.n, self.m, at_most=self.at_most, exact=exact)
 
     def groups(self, tensor: Tensor, *, dim: int = 1) -> Tensor:
@@ -137,8 +151,3 @@ class NM(Pattern):
         removed = self.groups(torch.where(mask, 0.0, weight.abs()), dim=dim)
         along = dim % weight.dim() + 1
         return removed.amax(along, keepdim=True).expand_as(removed).reshape(weight.shape)
-
-
-def _other(dim: int, dims: int) -> int:
-    """The dimension of the outputs, where ``dim`` is that of the inputs."""
-    return 0 if dim % dims else 1

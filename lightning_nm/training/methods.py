@@ -156,7 +156,7 @@ class SSTE(Method):
         self.beta: Tensor | None = None
 
     def bind(self, pattern: Pattern, dim: int) -> SSTE:
-        if not isinstance(pattern, NM) or pattern.transposable:
+        if not isinstance(pattern, NM) or pattern.transposable or pattern.vector > 1:
             raise ValueError(f"S-STE soft-thresholds N:M groups; it cannot train the pattern {pattern}")
         bound = copy.deepcopy(self)
         bound.pattern, bound.dim = pattern, dim

@@ -108,6 +108,12 @@ def uncut(name: str, param: Any, pattern: Pattern, dim: int) -> None:
     """Raise ValueError if any process's piece of ``param`` would cut a group of the pattern."""
     if not is_sharded(param):
         return
+    if pattern.layerwise:
+        raise ValueError(
+            f"{name} {list(param.shape)} is sharded, and the budget of {pattern} is the whole layer's. Train it under "
+            "DDP, or by an N:M pattern (2:4V16 shares an index among outputs too), or leave it dense "
+            f"(overrides={{{name!r}: None}})"
+        )
     for shape in _piece_shapes(param):
         if reason := pattern.why_not(shape, dim=dim):
             raise ValueError(

@@ -7,9 +7,17 @@ import pickle
 import pytest
 import torch
 
-from lightning_nm.patterns import NM, Pattern, parse
+from lightning_nm.patterns import NM, Block1xN, Filter, Pattern, Unstructured, parse
 
-PATTERNS = [NM(2, 4), NM(1, 16)]
+PATTERNS = [
+    NM(2, 4),
+    NM(1, 16),
+    NM(2, 4, transposable=True),
+    NM(2, 8, vector=4),
+    Block1xN(2, 0.75),
+    Unstructured(0.5),
+    Filter(0.25),
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -27,7 +35,7 @@ class TestEveryPattern:
     def test_is_immutable(self, pattern: Pattern) -> None:
         """Nobody changes a pattern under a mask that was made with it."""
         with pytest.raises(AttributeError):
-            pattern.n = 3
+            pattern.n = 3  # type: ignore[attr-defined]
 
     def test_mask_keeps_the_density(self, pattern: Pattern) -> None:
         """The mask is a bool tensor like the weight, and keeps the share it says."""

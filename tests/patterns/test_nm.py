@@ -279,3 +279,62 @@ def test_diversity_of_a_shape_that_does_not_fit() -> None:
     """A ValueError with the pattern, the shape and the reason."""
     with pytest.raises(ValueError, match=r"2:4.*\(3, 6\): the 6 inputs"):
         NM(2, 4).log_diversity((3, 6))
+
+
+# -- vector-wise ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taps", [(), (3, 2)], ids=["linear", "conv2d"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_outputs_share_their_index(dim: int, taps: tuple[int, ...]) -> None:
+    """The mask of the norms of V outputs, for each of them."""
+    torch.manual_seed(0)
+    shape = (8, 12, *taps) if dim == 0 else (12, 8, *taps)
+    weight = torch.randn(shape)
+    mask = NM(2, 4, vector=3).mask(weight, dim=dim)
+    rows = weight.movedim((1 - dim, dim), (0, 1)).abs().double()
+    norms = torch.stack([rows[o : o + 3].sum(0) for o in range(0, 12, 3)])
+    expected = nm_mask_by_hand(norms, 2, 4, 1).repeat_interleave(3, 0)
+    assert torch.equal(mask, expected.movedim((0, 1), (1 - dim, dim)))
+
+
+def test_vectors_that_hold_too_much() -> None:
+    """Two outputs of one vector that keep different inputs break it together, though each alone is 1:2."""
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert NM(1, 2).violations(weight) == 0
+    assert NM(1, 2, vector=2).violations(weight) == 1
+
+
+def test_vectors_must_divide_the_outputs() -> None:
+    """Of one GEMM."""
+    pattern = NM(2, 4, vector=4)
+    assert pattern.why_not((6, 8)) == "the 6 outputs of one GEMM are not a multiple of 4, which share an index"
+    assert pattern.why_not((8, 8), rows=2) is not None
+    assert pattern.why_not((8, 8)) is None
+
+
+def test_diversity_of_vectors() -> None:
+    """One choice for V rows."""
+    assert NM(2, 4, vector=4).log_diversity((8, 16)) == pytest.approx(8 * math.log(6))
+
+
+def test_vector_wise_written_form() -> None:
+    """Read back; a vector of one is plain N:M."""
+    assert parse("2:4V16") == parse("2:4 v16") == NM(2, 4, vector=16)
+    assert str(NM(2, 4, vector=16)) == "2:4V16"
+    assert str(NM(2, 4, vector=1)) == "2:4"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vector": 0}, "at least 1; got 0"),
+        ({"vector": 2.0}, "at least 1; got 2.0"),
+        ({"vector": 2, "transposable": True}, "not transposable"),
+        ({"vector": 2, "solver": "fast"}, "options of transposable masks"),
+    ],
+)
+def test_vectors_that_are_none(options: dict[str, Any], message: str) -> None:
+    """The message says what is wrong."""
+    with pytest.raises(ValueError, match=message):
+        NM(2, 4, **options)

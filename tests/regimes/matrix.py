@@ -23,6 +23,7 @@ README = TESTS.parent / "README.md"
 _TABLE = re.compile(r"(<!-- support matrix[^>]*-->\n).*?(<!-- end of the support matrix -->)", re.DOTALL)
 
 AREAS = (
+    "Patterns",
     "Optimization",
     "Precision",
     "Clipping",

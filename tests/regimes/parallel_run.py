@@ -153,6 +153,7 @@ def main(folder: Path, strategy: str) -> None:
         results["transposable"] = fit(seeded(Sharded), sharding(True), **TRANSPOSABLE)
         results["again"] = fit(seeded(Sharded), sharding(True), again=sharding(True))
         results["cut"] = refusal(Cut)
+        results["layerwise"] = refusal(Sharded, pattern="1x2@0.5")
         results["cut tile"] = refusal(Sharded, pattern="4:8T")
         results["nan"] = refusal(Sharded, Diverges())
     torch.save(results, folder / f"rank{os.environ['RANK']}.pt")

@@ -191,6 +191,16 @@ def test_a_shard_that_cuts_a_tile_is_refused(runs):
 
 @refused(
     "Parallelism",
+    "FSDP2 with a pattern whose budget is the layer's (1xN, unstructured, filters)",
+    "conv.weight [8, 4, 3, 3] is sharded, and the budget of 1x2@0.5 is the whole layer's. Train it under DDP",
+)
+def test_a_layer_budget_of_a_sharded_weight_is_refused(runs):
+    """No process sees the whole layer."""
+    raise ValueError(runs("fsdp2")[0][1]["layerwise"])
+
+
+@refused(
+    "Parallelism",
     "FSDP2 with an average (EMA, SWA)",
     "averages whole models; ModelParallelStrategy shards them. Use DDP",
 )

@@ -341,14 +341,11 @@ class Everything(Pattern):
     ) -> str | None:
         return None
 
-    def mask(self, weight: Tensor, *, dim: int = 1) -> Tensor:
-        return torch.ones_like(weight, dtype=torch.bool)
+    def _mask(self, weight: Tensor, dim: int) -> Tensor:
+        raise AssertionError("never reached")
 
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
         return 0
-
-    def split_(self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1) -> tuple[int, int]:
-        raise AssertionError("never reached")
 
     def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
         return 0.0

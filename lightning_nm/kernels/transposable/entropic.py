@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_nm.kernels.transposable.layout import units
+from lightning_nm.kernels.units import sum_in_order
 
 BITS = 25.0
 """log2 of the ratio of a tile's largest to its smallest kernel, at first; each stage doubles it."""
@@ -39,15 +40,7 @@ def plan(scores: Tensor, n: int) -> Tensor:
             a, b, kernel = a * a, b * b, kernel * kernel
         for _ in range(iterations):
             part = (a[:, :, None] * b[:, None, :] * kernel).clamp(max=1.0)
-            rows = wanted / _sum(part.transpose(1, 2))
-            columns = wanted / _sum(rows[:, :, None] * part)
+            rows = wanted / sum_in_order(part, 2)
+            columns = wanted / sum_in_order(rows[:, :, None] * part, 1)
             a, b = a * rows, b * columns
     return a[:, :, None] * b[:, None, :] * kernel
-
-
-def _sum(terms: Tensor) -> Tensor:
-    """Over dimension 1, the second half onto the first until one is left."""
-    while (size := terms.shape[1]) > 1:
-        half = (size + 1) // 2
-        terms = torch.cat([terms[:, : size - half] + terms[:, half:], terms[:, size - half : half]], 1)
-    return terms[:, 0]

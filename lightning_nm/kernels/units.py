@@ -1,0 +1,38 @@
+"""Units, entries of a weight that are kept or removed together: their l1 norms, and the largest of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+
+def unit_norms(weight: Tensor, sizes: Mapping[int, int]) -> Tensor:
+    """The l1 norm of every unit, float64: dimension ``d`` is divided by ``sizes[d]``, others stay.
+
+    Added in an order that depends on no device, so that norms, and masks made from them, are the same everywhere.
+    """
+    norms = weight.detach().double().abs()
+    for dim, size in sizes.items():
+        if size > 1:
+            inside = dim % weight.dim() + 1
+            norms = sum_in_order(norms.unflatten(dim, (-1, size)), inside)  # type: ignore[no-untyped-call]
+    return norms
+
+
+def sum_in_order(terms: Tensor, dim: int) -> Tensor:
+    """The sum over ``dim``: the second half onto the first, until one is left."""
+    while (size := terms.shape[dim]) > 1:
+        half = (size + 1) // 2
+        folded = terms.narrow(dim, 0, half).clone()
+        folded.narrow(dim, 0, size - half).add_(terms.narrow(dim, half, size - half))
+        terms = folded
+    return terms.squeeze(dim)
+
+
+def largest(norms: Tensor, kept: int) -> Tensor:
+    """True at the ``kept`` largest of all (at least one); ties go to the lowest index."""
+    flat = norms.flatten()
+    least = flat.kthvalue(flat.numel() - kept + 1).values
+    above, ties = flat > least, flat == least
+    return (above | (ties & (ties.cumsum(0) <= kept - above.sum()))).view(norms.shape)
