@@ -12,7 +12,9 @@ import pytest
 
 import lightning_nm
 
-ROOMS = "lightning_nm, lightning_nm.patterns, lightning_nm.kernels, lightning_nm.metrics, lightning_nm.training"
+ROOMS = ", ".join(
+    f"lightning_nm{room}" for room in ("", ".patterns", ".kernels", ".metrics", ".training", ".conversion")
+)
 
 
 def loaded_by(imports: str) -> set[str]:

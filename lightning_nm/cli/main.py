@@ -12,6 +12,8 @@ usage: lightning-nm COMMAND ...
   fit, validate, test, predict   run any LightningModule N:M sparse, as LightningCLI does:
                                    lightning-nm fit --model my.Net --data my.Data --nm.pattern 2:4
   report FILE.ckpt               say layer by layer whether a checkpoint obeys its pattern
+  convert FILE.ckpt              make a trained model N:M sparse without training it anew:
+                                   lightning-nm convert old.ckpt --model my.Net --data my.Data --pattern 2:4 -o new.ckpt
   demo                           train dense and sparse on handwritten digits, in under a minute
 
 'lightning-nm COMMAND --help' shows the options of a command.
@@ -30,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(f"lightning-nm {__version__}")
         return 0
-    if command in ("report", "demo"):
+    if command in ("report", "convert", "demo"):
         try:
             return _own(command)(given[1:])
         except (ValueError, OSError, ImportError) as error:
@@ -45,9 +47,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _own(command: str) -> Callable[[Sequence[str]], int]:
-    from lightning_nm.cli import demo, report
+    from lightning_nm.cli import convert, demo, report
 
-    return {"report": report.main, "demo": demo.main}[command]
+    return {"report": report.main, "convert": convert.main, "demo": demo.main}[command]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_nm.callbacks.table import print_table
+from lightning_nm.conversion.checkpoint import RECORD
 from lightning_nm.patterns import Pattern, parse
 from lightning_nm.training.selection import plain_name
 
@@ -52,24 +53,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint or state dict")
     checkpoint = loaded if "state_dict" in loaded else {"state_dict": loaded}
-    if not isinstance(checkpoint["state_dict"], dict) or not isinstance(checkpoint.get("callbacks", {}), dict):
-        raise ValueError(f"{path} is no checkpoint: its state_dict or its callbacks are no mappings")
+    if not all(isinstance(checkpoint.get(key, {}), dict) for key in ("state_dict", "callbacks", RECORD)):
+        raise ValueError(f"{path} is no checkpoint: its state_dict, its callbacks or its {RECORD} are no mappings")
     return checkpoint
 
 
 def selected_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The sparse weights that the callback recorded in a checkpoint, None where it did not take part."""
+    """The sparse weights that the callback or a conversion recorded in a checkpoint, None where neither took part."""
     for state in checkpoint.get("callbacks", {}).values():
         if isinstance(state, dict) and {"weights", "topology"} <= state.keys():
             return dict(state["weights"])
-    return None
+    return checkpoint.get(RECORD)
 
 
 def examine(checkpoint: Mapping[str, Any], pattern: Pattern | None, ignore: Sequence[str] = ()) -> list[Verdict]:
     """A verdict on every matrix and kernel of a checkpoint.
 
-    Where the callback recorded which weights it trained, these are judged, each by ``pattern`` or else by
-    its own. Anywhere else every weight is that ``pattern`` fits.
+    Where the callback or a conversion recorded which weights it made sparse, these are judged, each by
+    ``pattern`` or else by its own. Anywhere else every weight is that ``pattern`` fits.
 
     Raises:
         ValueError: nothing to judge, no pattern to judge by, or a weight that is not there.
@@ -81,7 +82,7 @@ def examine(checkpoint: Mapping[str, Any], pattern: Pattern | None, ignore: Sequ
     verdicts = []
     for name in recorded or ():
         if name not in weights:
-            raise ValueError(f"{name}: trained sparse, but not among the checkpoint's weights")
+            raise ValueError(f"{name}: made sparse, but not among the checkpoint's weights")
     for name, weight in weights.items():
         if not weight.is_floating_point() or weight.dim() < 2:
             continue
@@ -92,7 +93,7 @@ def examine(checkpoint: Mapping[str, Any], pattern: Pattern | None, ignore: Sequ
             assert pattern is not None
             reason = pattern.why_not(weight.shape)
         elif name not in recorded:
-            reason = "not selected in training"
+            reason = "not selected in the conversion" if RECORD in checkpoint else "not selected in training"
         else:
             rule = pattern or parse(recorded[name]["pattern"])
             dim = recorded[name]["dim"]

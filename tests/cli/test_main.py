@@ -49,7 +49,9 @@ def test_fit_test_predict_and_report_with_a_users_own_model(tmp_path):
 def test_help(args, capsys):
     """Without arguments the commands are listed."""
     assert main(args) == 0
-    assert "report FILE.ckpt" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "report FILE.ckpt" in shown
+    assert "convert FILE.ckpt" in shown
 
 
 def test_version(capsys):

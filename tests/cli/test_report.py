@@ -69,6 +69,16 @@ def test_plain_state_dict(tmp_path, capsys):
     assert verdicts["3.weight"].remark == "the 3 inputs that one output sums over are not a multiple of 4"
 
 
+def test_a_converted_checkpoint_by_its_record(tmp_path):
+    """Each weight by the pattern and the dimension that the conversion wrote down, no other weight at all."""
+    weight = torch.randn(8, 8)
+    state = {"a": weight * NM(1, 4).mask(weight, dim=0), "b": weight}
+    torch.save({"state_dict": state, "sparse_weights": {"a": {"pattern": "1:4", "dim": 0}}}, tmp_path / "new.ckpt")
+    a, b = examine(load_checkpoint(tmp_path / "new.ckpt"), None)
+    assert (a.pattern, a.obeys) == ("1:4", True)
+    assert (b.obeys, b.remark) == (None, "not selected in the conversion")
+
+
 def test_half_precision_checkpoint(tmp_path):
     """bf16 weights are counted as they are."""
     weight = torch.randn(4, 8)
@@ -126,11 +136,13 @@ def test_nothing_to_judge_is_an_error(trained, tmp_path):
         examine(load_checkpoint(tmp_path / "odd.pt"), NM(2, 4))
     checkpoint = load_checkpoint(trained)
     del checkpoint["state_dict"]["conv.weight"]
-    with pytest.raises(ValueError, match=r"conv\.weight: trained sparse, but not among"):
+    with pytest.raises(ValueError, match=r"conv\.weight: made sparse, but not among"):
         examine(checkpoint, None)
 
 
-@pytest.mark.parametrize("content", [{"state_dict": 5}, {"state_dict": {}, "callbacks": []}])
+@pytest.mark.parametrize(
+    "content", [{"state_dict": 5}, {"state_dict": {}, "callbacks": []}, {"state_dict": {}, "sparse_weights": 1}]
+)
 def test_malformed_checkpoints_are_told(tmp_path, content):
     """Loadable, but not what it says it is."""
     torch.save(content, tmp_path / "odd.ckpt")
