@@ -13,7 +13,7 @@ import pytest
 import lightning_nm
 
 ROOMS = ", ".join(
-    f"lightning_nm{room}" for room in ("", ".patterns", ".kernels", ".metrics", ".training", ".conversion")
+    f"lightning_nm{room}" for room in ("", ".patterns", ".kernels", ".metrics", ".training", ".conversion", ".sparse")
 )
 
 

@@ -21,6 +21,7 @@ from lightning_nm.conversion import (
     Conversion,
     activation_scores,
     adaprune,
+    global_budget,
     one_shot,
     overrides_for,
     reestimate_batch_norm,
@@ -73,9 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="my.Data", help="LightningDataModule (its training data are used), or an iterable of batches")
     add("-o", "--output", type=Path, required=True, metavar="OUT.ckpt")
     add("--force", action="store_true", help="overwrite OUT.ckpt")
-    add("--pattern", metavar="N:M", help="N kept of every M weights")
+    add("--pattern", metavar="N:M", help="as in training: 2:4, 4:8T, 1x16@0.75, ...")
     add("--m", type=int, metavar="M", help="instead of --pattern: N for each layer by the density that it has")
     add("--confidence", type=float, default=0.95, help="of that choice (default 0.95); higher keeps more")
+    add("--global-budget", action="store_true", help="of patterns like 1x16@0.75: all layers share one budget")
     add("--ignore", action="append", default=[], metavar="GLOB", help=f"weights that stay dense; {again}")
     add("--override", action="append", default=[], metavar="GLOB=N:M", help=f"other pattern, or GLOB=dense; {again}")
     add("--method", choices=("adaprune", "one-shot"), help="default: adaprune with --data, one-shot without")
@@ -144,6 +146,8 @@ def _select(model: nn.Module, checkpoint: Mapping[str, Any], given: argparse.Nam
     pattern: Pattern = parse(given.pattern) if given.m is None else NM(given.m, given.m)
     if given.m is not None:
         overrides.update(overrides_for(model, given.m, given.confidence, ignore=given.ignore))
+    if given.global_budget:
+        overrides.update(global_budget(model, pattern, ignore=given.ignore))
     for written in given.override:
         glob, equals, other = written.rpartition("=")
         if not equals:

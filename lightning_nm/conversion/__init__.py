@@ -4,6 +4,7 @@ from lightning_nm.conversion.activations import activation_scores
 from lightning_nm.conversion.adaprune import adaprune
 from lightning_nm.conversion.batch_norm import reestimate_batch_norm
 from lightning_nm.conversion.density import n_for_density, overrides_for
+from lightning_nm.conversion.global_budget import global_budget
 from lightning_nm.conversion.one_shot import one_shot
 from lightning_nm.conversion.report import Conversion, Converted
 
@@ -12,6 +13,7 @@ __all__ = [
     "Converted",
     "activation_scores",
     "adaprune",
+    "global_budget",
     "n_for_density",
     "one_shot",
     "overrides_for",

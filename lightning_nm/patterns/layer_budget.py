@@ -48,17 +48,20 @@ class LayerBudget(Pattern):
     ) -> str | None:
         return None
 
+    def unit_norms(self, weight: Tensor, *, dim: int = 1) -> Tensor:
+        """The l1 norm of every unit, float64: the weight's shape, divided by the unit's."""
+        return kernels.unit_norms(weight, self._unit(weight.shape, dim))
+
     def _mask(self, weight: Tensor, dim: int) -> Tensor:
-        unit = self._unit(weight.shape, dim)
-        norms = kernels.unit_norms(weight, unit)
+        norms = self.unit_norms(weight, dim=dim)
         mask = kernels.largest(norms, self.kept_units(norms.numel()))
-        for d, size in unit.items():
+        for d, size in self._unit(weight.shape, dim).items():
             mask = mask.repeat_interleave(size, d)
         return mask
 
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
         self.check(weight, dim)
-        held = kernels.unit_norms(weight != 0, self._unit(weight.shape, dim)) > 0
+        held = self.unit_norms(weight != 0, dim=dim) > 0
         return max(0, int(held.sum()) - self.kept_units(held.numel()))
 
     def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:

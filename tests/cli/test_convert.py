@@ -146,6 +146,14 @@ def test_n_by_density(folder, out, tmp_path):
     assert torch.equal(saved["state_dict"]["0.weight"], state["0.weight"])
 
 
+def test_one_budget_for_all_layers(folder, out):
+    """Each layer's own sparsity is recorded, and judged by the report."""
+    assert convert(folder, out, "--model=tests.cli.mine.Net", "--pattern=unstructured@0.5", "--global-budget") == 0
+    record = torch.load(out, weights_only=True)["sparse_weights"]
+    assert len({entry["pattern"] for entry in record.values()}) > 1
+    assert main(["report", str(out)]) == 0
+
+
 def test_activation_scores(folder, out):
     """The largest |w| * ||x|| stay, as in a computation by hand."""
     words = ["--model=tests.cli.mine.plain", "--model.width=24", "--data=tests.cli.mine.batches", "--pattern=2:4"]

@@ -1,0 +1,106 @@
+"""Packed 1xN weights come back bit for bit, also by way of torch's BSR matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_nm.patterns import Block1xN
+from lightning_nm.sparse import PackedBlocks
+from tests.helpers import same_bits
+
+SHAPES = [((8, 6), 1), ((6, 8), 0), ((8, 4, 3), 1), ((8, 4, 3, 2), 1), ((4, 8, 3, 3), 0)]
+
+
+def sparse(shape: tuple[int, ...], pattern: Block1xN, dim: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    torch.manual_seed(0)
+    weight = torch.randn(shape).to(dtype)
+    return torch.where(pattern.mask(weight, dim=dim), weight, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_round_trip(n: int, shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+    """Pack and unpack, and BSR and back."""
+    pattern = Block1xN(n, 0.5)
+    weight = sparse(shape, pattern, dim, dtype)
+    packed = PackedBlocks.pack(weight, pattern, dim=dim)
+    assert same_bits(packed.unpack(), weight)
+    assert same_bits(PackedBlocks.from_bsr(packed.to_bsr(), weight.shape, dim=dim).unpack(), weight)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.floats(0, 0.99), st.data())
+def test_any_weight_comes_back(n: int, rows: int, inputs: int, taps: int, sparsity: float, data: st.DataObject) -> None:
+    """With zeros of both signs, and blocks that are zero though they may stay."""
+    values = st.sampled_from([0.0, -0.0, 1.0, -2.5])
+    size = n * rows * inputs * taps
+    weight = torch.tensor(data.draw(st.lists(values, min_size=size, max_size=size))).view(n * rows, inputs, taps)
+    pattern = Block1xN(n, sparsity)
+    weight = torch.where(pattern.mask(weight), weight, 0.0)
+    packed = PackedBlocks.pack(weight, pattern)
+    assert same_bits(packed.unpack(), weight)
+    assert same_bits(PackedBlocks.from_bsr(packed.to_bsr(), weight.shape).unpack(), weight)
+
+
+def test_bsr_is_the_matrix_of_the_weight() -> None:
+    """[O, I * T], as torch itself reads it."""
+    weight = sparse((8, 4, 3), Block1xN(4, 0.5))
+    matrix = PackedBlocks.pack(weight, Block1xN(4, 0.5)).to_bsr()
+    assert matrix.values().shape[1:] == (4, 1)
+    assert torch.equal(matrix.to_dense(), weight.flatten(1))
+
+
+def test_bytes() -> None:
+    """Half of the weights, and two bytes for each block."""
+    weight = sparse((64, 64), Block1xN(16, 0.5))
+    assert PackedBlocks.pack(weight, Block1xN(16, 0.5)).nbytes == weight.nbytes // 2 + 2 * 128 + 4 * 5
+
+
+def test_a_weight_that_breaks_its_pattern() -> None:
+    """Is not packed."""
+    with pytest.raises(ValueError, match=r"\(8, 4\) holds 4 more blocks than 1x4@0.5 allows"):
+        PackedBlocks.pack(torch.ones(8, 4), Block1xN(4, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("inputs", lambda t: t + 6),
+        ("inputs", lambda t: -t - 1),
+        ("inputs", lambda t: t.flip(0)),
+        ("inputs", lambda t: t[:-1]),
+        ("starts", lambda t: t + 1),
+        ("starts", lambda t: t.flip(0)),
+        ("starts", lambda t: t[:-1]),
+        ("values", lambda t: t[:-1]),
+        ("values", lambda t: t[:, :, :-1]),
+        ("values", lambda t: t[0]),
+        ("shape", lambda s: torch.Size([6, 8])),
+        ("shape", lambda s: torch.Size([48])),
+        ("dim", lambda d: 2),
+    ],
+)
+def test_what_was_damaged_is_refused(part: str, damaged: Any) -> None:
+    """Promise 7: a ValueError, never a read beyond the end."""
+    packed = PackedBlocks.pack(sparse((8, 6), Block1xN(4, 0.5)), Block1xN(4, 0.5))
+    with pytest.raises(ValueError, match="corrupt packed blocks"):
+        replace(packed, **{part: damaged(getattr(packed, part))})
+
+
+def test_other_matrices_are_refused() -> None:
+    """Blocks of another shape, or without all the taps."""
+    dense = torch.eye(8)
+    for matrix in (dense.to_sparse_csr(), dense.to_sparse_bsr((2, 2))):
+        with pytest.raises(ValueError, match=r"blocks \(N, 1\)"):
+            PackedBlocks.from_bsr(matrix, torch.Size([8, 8]))
+    dense[0, 0] = 0  # one of the taps of input 0
+    with pytest.raises(ValueError, match="all 2 taps"):
+        PackedBlocks.from_bsr(dense.to_sparse_bsr((4, 1)), torch.Size([8, 4, 2]))
