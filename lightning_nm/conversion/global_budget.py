@@ -16,9 +16,7 @@ from lightning_nm.patterns import LayerBudget, Pattern, parse
 from lightning_nm.training import select
 
 
-def global_budget(
-    model: nn.Module, pattern: str | Pattern, *, ignore: Sequence[str] = ()
-) -> dict[str, LayerBudget]:
+def global_budget(model: nn.Module, pattern: str | Pattern, *, ignore: Sequence[str] = ()) -> dict[str, LayerBudget]:
     """The pattern of each layer where the units of all layers compete, by the mean magnitude of their weights.
 
     To be given to ``select(model, pattern, ignore=ignore, overrides=...)``, or to the callback. Of all weights together
@@ -59,6 +57,6 @@ def global_budget(
     counts = torch.bincount(torch.cat(layers)[order][going], minlength=len(weights)).tolist()
     # half a unit more than go: rounded down it is that many, whatever the fraction is in binary
     return {
-        glob.escape(weight.name): replace(shared, sparsity=(count + 0.5) / len(units) if count else 0.0)
+        glob.escape(weight.name): replace(shared, sparsity=(count + 0.5) / len(units) if count else 0.0)  # type: ignore[type-var]
         for weight, count, units in zip(weights, counts, means)
     }
