@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning_nm.callbacks import loggers
 from lightning_nm.callbacks.table import Row, print_table
 from lightning_nm.training import Selection, SparseWeight, Sparsifier
-from lightning_nm.training.layers import VECTOR
+from lightning_nm.training.selection import skipped_rows
 
 COLUMNS = ("layer", "shape", "pattern", "kept / total", "possible masks", "remarks")
 
@@ -28,21 +28,15 @@ def report_rows(selection: Selection, sparsifier: Sparsifier) -> list[Row]:
         elif weight.mask is None:
             remark = f"dense until step {sparsifier.schedule.start}"
         rows.append((weight.name, shape, weight.pattern, f"{kept:,} / {total:,}", possible_masks(weight), remark))
-    for skipped in selection.skipped:
-        if skipped.reason != VECTOR:
-            rows.append((skipped.name, list(skipped.shape), "dense", "", "", skipped.reason))
-    vectors = sum(skipped.reason == VECTOR for skipped in selection.skipped)
-    if vectors:
-        rows.append((f"{vectors} vectors", "", "dense", "", "", "biases and scales: no GEMM sums over them"))
-    return rows
+    return rows + [(name, shape, "dense", "", "", why) for name, shape, why in skipped_rows(selection.skipped)]
 
 
 def possible_masks(weight: SparseWeight) -> str:
     """How many masks the pattern allows the weight, as a power of ten; a bound where they cannot be counted."""
     try:
-        counted, log = "", weight.pattern.log_diversity(weight.param.shape)
-    except ValueError:  # too many to be counted; for these the paper's formula is an upper bound
-        counted, log = "<= ", weight.pattern.log_diversity(weight.param.shape, exact=False)
+        counted, log = "", weight.pattern.log_diversity(weight.param.shape, dim=weight.dim)
+    except ValueError:  # too many to be counted; the paper's formula is an upper bound of these (but for 2:M, M > 1412)
+        counted, log = "<= ", weight.pattern.log_diversity(weight.param.shape, dim=weight.dim, exact=False)
     return f"{counted}10^{log / math.log(10):,.0f}"
 
 

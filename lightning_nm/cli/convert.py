@@ -48,10 +48,17 @@ def main(args: Sequence[str]) -> int:
     factories = {"model": imported(given.model), **({"data": imported(given.data)} if given.data else {})}
     arguments = options(factories, rest)
     model = _load(factories["model"], arguments["model"], given.checkpoint, checkpoint).to(given.device)
-    batches = _batches(factories["data"](**arguments["data"])) if given.data else None
+    batches = _batches(factories["data"], arguments["data"], given) if given.data else None
 
     calibration = {"samples": given.samples, "seed": given.seed, "call": imported(given.call) if given.call else None}
-    conversion = _convert(model, _select(model, checkpoint, given), batches, calibration, given)
+    selection = _select(model, checkpoint, given)
+    try:
+        conversion = _convert(model, selection, batches, calibration, given)
+    except (AttributeError, KeyError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{given.model} cannot be run on the batches of {given.data} ({_told(error)}); --call names a function of "
+            "(model, batch) that runs it"
+        ) from error
     print_table(f"{given.checkpoint}, by {given.method}", Conversion.COLUMNS, conversion.rows())
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         print(f"batch norm: {_batch_norm(model, batches, calibration)}")
@@ -102,11 +109,16 @@ def _refuse(given: argparse.Namespace) -> None:
         torch.empty(0, device=given.device)
     except (RuntimeError, AssertionError) as error:  # no such device; torch built without it
         raise ValueError(f"--device {given.device}: {str(error).splitlines()[0]}") from error
+    folder = next(above for above in given.output.absolute().parents if above.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{given.output} cannot be written: {folder} is a file")
+    if given.output.is_dir():
+        raise ValueError(f"{given.output} is a folder; name a file in it")
     if given.output.exists():
         if given.checkpoint.exists() and given.output.samefile(given.checkpoint):
             raise ValueError(f"{given.output} is the checkpoint that is converted; it is not overwritten")
-        if not given.force or given.output.is_dir():
-            raise ValueError(f"{given.output} exists" + ("" if given.force else "; --force overwrites it"))
+        if not given.force:
+            raise ValueError(f"{given.output} exists; --force overwrites it")
 
 
 def _load(factory: Callable[..., Any], arguments: dict[str, Any], path: Path, checkpoint: dict[str, Any]) -> nn.Module:
@@ -118,24 +130,34 @@ def _load(factory: Callable[..., Any], arguments: dict[str, Any], path: Path, ch
             loaded = factory.load_from_checkpoint(path, map_location="cpu", weights_only=True, **arguments)
         else:
             loaded = factory(**arguments)
-            if not isinstance(loaded, nn.Module):
-                raise ValueError(f"{name} made a {type(loaded).__name__}, not a module")
-            loaded.load_state_dict(checkpoint["state_dict"])
+            if isinstance(loaded, nn.Module):
+                loaded.load_state_dict(checkpoint["state_dict"])
     except TypeError as error:
         raise ValueError(f"{name} cannot be made: {error}; give its arguments as --model.NAME VALUE") from error
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {name}: {' '.join(str(error).split())}") from error
-    module: nn.Module = loaded
-    return module
+    if not isinstance(loaded, nn.Module):
+        raise ValueError(f"{name} made a {type(loaded).__name__}, not a module")
+    return loaded
 
 
-def _batches(data: Any) -> Iterable[Any]:
-    if not hasattr(data, "train_dataloader"):
-        batches: Iterable[Any] = list(data) if isinstance(data, Iterator) else data  # it is gone through twice
-        return batches
-    data.prepare_data()
-    data.setup("fit")
-    loader = data.train_dataloader()
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _batches(factory: Callable[..., Any], arguments: dict[str, Any], given: argparse.Namespace) -> Iterable[Any]:
+    try:
+        data = factory(**arguments)
+        if not hasattr(data, "train_dataloader"):
+            batches: Iterable[Any] = list(data) if isinstance(data, Iterator) else data  # it is gone through twice
+            if not isinstance(batches, Iterable):
+                raise ValueError(f"{given.data} made a {type(data).__name__}, which gives no batches")
+            return batches
+        data.prepare_data()
+        data.setup("fit")
+        loader = data.train_dataloader()
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{given.data} gives no batches without a Trainer ({_told(error)})") from error
     if isinstance(loader, (dict, list, tuple)):
         raise ValueError(f"{type(data).__name__}.train_dataloader gives several loaders; calibration takes one")
     return loader  # type: ignore[no-any-return]
@@ -146,6 +168,11 @@ def _select(model: nn.Module, checkpoint: Mapping[str, Any], given: argparse.Nam
     pattern: Pattern = parse(given.pattern) if given.m is None else NM(given.m, given.m)
     if given.m is not None:
         overrides.update(overrides_for(model, given.m, given.confidence, ignore=given.ignore))
+        if overrides and not any(overrides.values()):
+            raise ValueError(
+                f"no layer has so many zeros that N:{given.m} with N < {given.m} would hold at confidence "
+                f"{given.confidence}; lower --confidence, or name the pattern with --pattern"
+            )
     if given.global_budget:
         overrides.update(global_budget(model, pattern, ignore=given.ignore))
     for written in given.override:

@@ -110,7 +110,8 @@ def _judge(name: str, weight: Tensor, pattern: Pattern | None, dim: int, reason:
     if reason is not None or pattern is None:
         return Verdict(name, shape, "", nonzero, None, reason or "")
     wrong = pattern.violations(weight, dim=dim)
-    remark = f"{wrong:,} groups hold more than the pattern allows" if wrong else ""
+    excess = f"{wrong:,} units more" if pattern.layerwise else f"{wrong:,} groups hold more"
+    remark = f"{excess} than the pattern allows" if wrong else ""
     return Verdict(name, shape, str(pattern), nonzero, not wrong, remark)
 
 

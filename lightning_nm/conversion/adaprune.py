@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -72,8 +74,10 @@ def adaprune(
         ValueError: an argument out of its range; no batches; nothing selected, a weight or score that has no mask (see
             `one_shot`). The model has not been changed then.
     """
-    if iterations < 1 or lr <= 0 or bias_lr <= 0:
-        raise ValueError(f"iterations={iterations}, lr={lr} and bias_lr={bias_lr} must all be positive")
+    if type(iterations) is not int or iterations < 1 or not all(0 < rate < math.inf for rate in (lr, bias_lr)):
+        raise ValueError(
+            f"iterations={iterations}, lr={lr} and bias_lr={bias_lr} must be positive, and iterations a whole number"
+        )
     if inputs not in ("converted", "dense"):
         raise ValueError(f"inputs={inputs!r} is neither 'converted' nor 'dense'")
     scores = scores or {}
@@ -81,7 +85,7 @@ def adaprune(
     calibration = Calibration(model, batches, call, samples, seed)
     fit = Fit(iterations, lr, bias_lr, seed)
     outcomes: dict[str, Outcome] = {}
-    with evaluating(model), calibration.seeded():
+    with torch.inference_mode(False), evaluating(model), calibration.seeded():
         units, uncalled = find_units(model, selection, calibration.run)
         dense = {param: param.detach().clone() for unit in units for param in unit.params}
         converted = apply_masks(selection, masks, scores)

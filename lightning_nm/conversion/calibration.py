@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -50,7 +51,7 @@ def _step(step: str, model: nn.Module, batch: Any) -> Any:
         if "not attached to a `Trainer`" in str(error):
             raise ValueError(
                 f"{type(model).__name__}.{step} needs a Trainer, and there is none in a conversion; say how a batch is "
-                "given to the model: call=lambda model, batch: model(batch[0])"
+                "given to the model: call=lambda model, batch: model(batch[0]), or --call my.function"
             ) from error
         raise
 
@@ -91,8 +92,11 @@ class Calibration:
             raise ValueError("there are no calibration batches: the loader is empty (or a generator already used up)")
 
     def run(self) -> None:
-        """Give the model every batch once, without gradients, drawing the same random numbers each time."""
-        with torch.no_grad(), self.seeded(), warnings.catch_warnings():
+        """Give the model every batch once, without gradients, drawing the same random numbers each time.
+
+        Metrics inside the model do not count these batches; buffers of modules in evaluation mode stay as they are.
+        """
+        with torch.no_grad(), self.seeded(), _unchanged(self.model), warnings.catch_warnings():
             # of a step without a Trainer, whose numbers nobody asked for here
             warnings.filterwarnings("ignore", message=".*You are trying to `self.log.*")
             for batch in self.batches:
@@ -143,6 +147,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
             for module, training in modes.items():
                 module.training = training
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Afterwards metrics, and the buffers of modules in evaluation mode, hold what they held before."""
+    metrics: list[Any] = [
+        module for module in model.modules() if hasattr(module, "_defaults") and hasattr(module, "reset")
+    ]
+    states = [
+        copy.deepcopy({key: metric.__dict__[key] for key in (*metric._defaults, *_COUNTERS)}) for metric in metrics
+    ]
+    buffers = [b for module in model.modules() if not module.training for b in module.buffers(recurse=False)]
+    values = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for metric, state in zip(metrics, states):
+            metric.__dict__.update(state)
+        for buffer, value in zip(buffers, values):
+            buffer.copy_(value)
+
+
+_COUNTERS = ("_update_count", "_computed")
+"""What a torchmetrics metric knows beside its states."""
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -18,6 +18,8 @@ _OF_THE_RUN = {
     "MixedPrecision",
     "native_amp_scaling_state",
     "amp_scaling_state",
+    "averaging_state",
+    "current_model_state",
 }
 
 RECORD = "sparse_weights"
@@ -28,12 +30,13 @@ def converted_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module, conver
     """What to save of ``model``, which was loaded from ``checkpoint`` and converted.
 
     Weights under the same keys and in the same dtypes as they were, hyperparameters and whatever else was saved; not
-    the states of optimizers, schedulers, loops, callbacks and loss scaling. ``sparse_weights`` says which weights are
-    sparse: name -> ``{"pattern": "N:M", "dim": reduction dimension}``.
+    the states of optimizers, schedulers, loops, callbacks, averages and loss scaling. ``sparse_weights`` says which
+    weights are sparse: name -> ``{"pattern": "N:M", "dim": reduction dimension}``.
     """
     now = model.state_dict()
     weights = {
-        key: now[key].detach().to("cpu", value.dtype) if isinstance(value, Tensor) else value
+        # what the model does not have was there for others (strict_loading = False)
+        key: now[key].detach().to("cpu", value.dtype) if key in now and isinstance(value, Tensor) else value
         for key, value in checkpoint["state_dict"].items()
     }
     kept = {key: value for key, value in checkpoint.items() if key not in _OF_THE_RUN}

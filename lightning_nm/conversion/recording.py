@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ class Recorded(NamedTuple):
     kwargs: dict[str, Any]
     outputs: list[Tensor]
     """The floating-point tensors among what it returned."""
+    autocast: Mapping[str, tuple[bool, torch.dtype]]
+    """Device type -> whether it was called under autocast, and in which dtype."""
 
     def like(self, other: Recorded) -> bool:
         """Whether both are of the same module, with outputs of the same shapes."""
@@ -28,7 +30,11 @@ class Recorded(NamedTuple):
     def again(self) -> list[Tensor]:
         """The outputs as the module's weights are now."""
         args, kwargs = copied((self.args, self.kwargs))
-        return floating(self.module(*args, **kwargs))
+        with ExitStack() as stack:
+            for device, (enabled, dtype) in self.autocast.items():
+                # what it casts must not outlive a change of the weights
+                stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
+            return floating(self.module(*args, **kwargs))
 
 
 def record(modules: Collection[nn.Module], run: Callable[[], None]) -> list[Recorded]:
@@ -41,7 +47,7 @@ def record(modules: Collection[nn.Module], run: Callable[[], None]) -> list[Reco
         open_calls.append(copied((args, kwargs)))
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        calls.append(Recorded(module, *open_calls.pop(), floating(copied(output))))
+        calls.append(Recorded(module, *open_calls.pop(), floating(copied(output)), _autocast()))
 
     with ExitStack() as hooks:
         for module in modules:
@@ -49,6 +55,11 @@ def record(modules: Collection[nn.Module], run: Callable[[], None]) -> list[Reco
             hooks.callback(module.register_forward_hook(leave).remove)
         run()
     return calls
+
+
+def _autocast() -> dict[str, tuple[bool, torch.dtype]]:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return {device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices}
 
 
 def copied(tree: Any) -> Any:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lightning_nm.patterns import Pattern
-from lightning_nm.training.layers import VECTOR
-from lightning_nm.training.selection import Skipped
+from lightning_nm.training.selection import Skipped, skipped_rows
 
 
 class Converted(NamedTuple):
@@ -43,10 +42,7 @@ class Conversion:
             (w.name, list(w.shape), w.pattern, f"{w.retained:.1%}", _short(w.masked_error), _short(w.error), w.remark)
             for w in self.weights
         ]
-        rows += [(s.name, list(s.shape), "dense", "", "", "", s.reason) for s in self.skipped if s.reason != VECTOR]
-        if vectors := sum(skipped.reason == VECTOR for skipped in self.skipped):
-            rows.append((f"{vectors} vectors", "", "dense", "", "", "", "biases and scales: no GEMM sums over them"))
-        return rows
+        return rows + [(name, shape, "dense", "", "", "", why) for name, shape, why in skipped_rows(self.skipped)]
 
     def record(self) -> dict[str, dict[str, Any]]:
         """Pattern and reduction dimension by name, as builtins: what a checkpoint says of its sparse weights."""

@@ -20,7 +20,7 @@ from lightning_nm.kernels.transposable.layout import tiles_of, untiled
 from lightning_nm.kernels.units import largest, unit_norms
 
 __all__ = [
-    "TRANSPOSABLE_SOLVERS",
+    "SOLVERS",
     "byte_count",
     "compiled_cpu",
     "largest",
@@ -35,9 +35,7 @@ __all__ = [
     "unpack_bits",
 ]
 
-TRANSPOSABLE_SOLVERS = SOLVERS
 nm_mask = reference.nm_mask
-split_ = reference.split_
 
 
 @cache
@@ -94,7 +92,15 @@ def nm_split_(
     _check(weight, hidden, bits)
     cpu = _compiled_for(weight, hidden)
     kernel = reference.nm_split_ if cpu is None else cpu.nm_split_
-    return kernel(weight.detach(), hidden, bits, n, m, dim)
+    flips, nonfinite = kernel(weight.detach(), hidden, bits, n, m, dim)
+    return _number(flips), _number(nonfinite)
+
+
+def split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, mask: Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """Split ``weight`` by a mask of its shape, in place: see `nm_split_`."""
+    _check(weight, hidden, bits)
+    flips, nonfinite = reference.split_(weight.detach(), hidden, bits, mask)
+    return _number(flips), _number(nonfinite)
 
 
 def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tensor:
@@ -105,7 +111,12 @@ def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tenso
     _check(weight, hidden, bits)
     cpu = _compiled_for(weight, hidden)
     kernel = reference.resplit_ if cpu is None else cpu.resplit_
-    return kernel(weight.detach(), hidden, bits)
+    return _number(kernel(weight.detach(), hidden, bits))
+
+
+def _number(count: int | Tensor) -> int | Tensor:
+    """An integer where that waits for nothing: on a CPU."""
+    return int(count) if isinstance(count, Tensor) and count.device.type == "cpu" else count
 
 
 _ENTRIES_AT_ONCE = 1 << 20  # bounds the memory of the plain torch solvers
@@ -120,12 +131,13 @@ def transposable_mask(
         weight: any shape, whose dimensions ``inputs`` and ``outputs`` are multiples of ``m``.
         inputs: the dimension that the GEMM sums over.
         outputs: the other one.
-        solver: one of `TRANSPOSABLE_SOLVERS`; None: exact for M up to 16, entropic above.
+        solver: one of `SOLVERS`; None: exact for M up to 16, entropic above.
         at_most: ``n`` entries at most.
 
     Raises:
         ImportError: ``solver="flow"`` without OR-tools.
     """
+    inputs, outputs = inputs % weight.dim(), outputs % weight.dim()
     tiles = tiles_of(weight.detach(), m, inputs, outputs)
     cpu = compiled_cpu() if weight.device.type == "cpu" else None
     stages = transposable if cpu is None else cpu.transposable

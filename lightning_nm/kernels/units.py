@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -31,8 +32,10 @@ def sum_in_order(terms: Tensor, dim: int) -> Tensor:
 
 
 def largest(norms: Tensor, kept: int) -> Tensor:
-    """True at the ``kept`` largest of all (at least one); ties go to the lowest index."""
+    """True at the ``kept`` largest of all; ties go to the lowest index."""
     flat = norms.flatten()
-    least = flat.kthvalue(flat.numel() - kept + 1).values
+    if not kept:
+        return torch.zeros_like(norms, dtype=torch.bool)
+    least = flat.topk(kept, sorted=False).values.min()  # not kthvalue, which CUDA calls nondeterministic
     above, ties = flat > least, flat == least
     return (above | (ties & (ties.cumsum(0) <= kept - above.sum()))).view(norms.shape)

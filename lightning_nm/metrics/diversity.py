@@ -57,13 +57,15 @@ class MaskDiversity(Metric):
         self.add_state("counts", torch.zeros(rows, 3, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("updates", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, pattern: PatternLike | Mapping[str, PatternLike], weights: Weight | Mapping[str, Weight]) -> None:
+    def update(
+        self, pattern: PatternLike | Mapping[str, PatternLike], weights: Weight | Mapping[str, Weight], dim: int = 1
+    ) -> None:
         """Count the masks of one model.
 
         Raises:
             ValueError: no pattern, a shape that it does not fit, other layers, or masks too many to be counted.
         """
-        counts = _diversity_update(pattern, weights, self.layers, self.exact)
+        counts = _diversity_update(pattern, weights, self.layers, self.exact, dim)
         log, numel = (counts.sum(0, keepdim=True) if self.layers is None else counts).unbind(1)
         parts = (log.frac() * _PARTS).round()
         self.counts += torch.stack([log.trunc(), parts, numel], 1).long().to(self.counts.device)

@@ -92,13 +92,14 @@ class Pattern(ABC):
         return kernels.split_(weight, hidden, bits, self._mask(weight.detach(), dim))
 
     @abstractmethod
-    def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
+    def log_diversity(self, shape: Sequence[int], *, dim: int = 1, exact: bool = True) -> float:
         """Natural logarithm of the number of masks that the pattern allows for a weight of this shape.
 
-        "Mask diversity" of Hubara et al. (arXiv 2102.08124); it does not depend on the reduction dimension.
+        "Mask diversity" of Hubara et al. (arXiv 2102.08124).
 
         Args:
             shape: the weight's shape.
+            dim: its reduction dimension; only filters' masks are other ones along another.
             exact: False: by the paper's formula, which is no exact count, where that is infeasible.
 
         Raises:

@@ -24,5 +24,12 @@ class Filter(LayerBudget):
     def __str__(self) -> str:
         return f"filter@{self.sparsity}"
 
+    def why_not(
+        self, shape: Sequence[int], *, dim: int = 1, span: int | None = None, rows: int | None = None
+    ) -> str | None:
+        if span is not None and span < shape[dim]:
+            return "filters of a grouped transposed convolution do not lie along its dimensions"
+        return None
+
     def _unit(self, shape: Sequence[int], dim: int) -> dict[int, int]:
         return {d: size for d, size in enumerate(shape) if d != other_dim(dim, len(shape))}

@@ -64,9 +64,9 @@ class LayerBudget(Pattern):
         held = self.unit_norms(weight != 0, dim=dim) > 0
         return max(0, int(held.sum()) - self.kept_units(held.numel()))
 
-    def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
+    def log_diversity(self, shape: Sequence[int], *, dim: int = 1, exact: bool = True) -> float:
         self.check_shape(shape)
-        units = prod(shape) // prod(self._unit(shape, 1).values())
+        units = prod(shape) // max(1, prod(self._unit(shape, dim).values()))
         kept = self.kept_units(units)
         return lgamma(units + 1) - lgamma(kept + 1) - lgamma(units - kept + 1)
 

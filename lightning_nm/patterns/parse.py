@@ -11,7 +11,7 @@ from lightning_nm.patterns.filter import Filter
 from lightning_nm.patterns.nm import NM
 from lightning_nm.patterns.unstructured import Unstructured
 
-_NUMBER = r"(\d+\.?\d*|\.\d+)"
+_NUMBER = r"((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _BLOCK = re.compile(rf"\s*1\s*x\s*(\d+)\s*@\s*{_NUMBER}\s*", re.IGNORECASE)
 _LAYER = re.compile(rf"\s*(unstructured|filter)\s*@\s*{_NUMBER}\s*", re.IGNORECASE)
 _NM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*(?:([tT])|[vV](\d+))?\s*((?:,\s*\w+\s*)*)")
@@ -45,12 +45,13 @@ def parse(written: str | int | Sequence[int] | Pattern) -> Pattern:
         return NM(*written)
     raise ValueError(
         f"{written!r} is not a sparsity pattern; write 'N:M' with N kept of every M weights, for example '2:4', "
-        "'2:4T' for transposable masks, '2:4V16' for an index shared by 16 outputs, or '1x16@0.75' for 1xN blocks"
+        "'2:4T' for transposable masks, '2:4V16' for an index shared by 16 outputs, '1x16@0.75' for 1xN blocks, "
+        "'unstructured@0.9' or 'filter@0.5'"
     )
 
 
 def _nm(match: re.Match[str]) -> NM:
-    options = [option.strip() for option in match[5].split(",")[1:]]
+    options = [option.strip().lower() for option in match[5].split(",")[1:]]
     solvers = [option for option in options if option != "at_most"]
     if len(solvers) > 1:
         raise ValueError(f"{match[0]!r} names more than one solver: {', '.join(solvers)}")

@@ -67,6 +67,15 @@ class Selection:
         return self
 
 
+def skipped_rows(skipped: Sequence[Skipped]) -> list[tuple[str, object, str]]:
+    """(name, shape, reason) of each parameter that stays dense, for tables; vectors share a row."""
+    rows: list[tuple[str, object, str]] = [(s.name, list(s.shape), s.reason) for s in skipped if s.reason != VECTOR]
+    if vectors := len(skipped) - len(rows):
+        name = f"{vectors} vector{'s' if vectors > 1 else ''}"
+        rows.append((name, "", "biases and scales: no GEMM sums over them"))
+    return rows
+
+
 class _Owner(NamedTuple):
     name: str
     module: nn.Module

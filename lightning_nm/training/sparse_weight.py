@@ -128,7 +128,7 @@ class SparseWeight:
             self.flips = 0 if first else self.flips + flips
         else:
             nonfinite = kernels.resplit_(target, hidden, mask.bits)
-        self._nonfinite = self._nonfinite + nonfinite
+        self._nonfinite = _larger(self._nonfinite, nonfinite)
         if not plain:
             kept = mask.unpack()
             if first:
@@ -241,3 +241,11 @@ class SparseWeight:
         """Hand the dense weight back for good."""
         self._merge()
         self.mask = self.hidden = None
+
+
+def _larger(a: int | Tensor, b: int | Tensor) -> int | Tensor:
+    """Without waiting for a GPU."""
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    there = a.device if isinstance(a, Tensor) else torch.as_tensor(b).device
+    return torch.maximum(torch.as_tensor(a, device=there), torch.as_tensor(b, device=there))

@@ -30,6 +30,10 @@ class Net(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-2)
 
 
+class Lenient(Net):
+    strict_loading = False
+
+
 class Data(L.LightningDataModule):
     def __init__(self, batch_size: int = 8, rows: int = 64) -> None:
         super().__init__()
@@ -45,6 +49,11 @@ class Data(L.LightningDataModule):
         return DataLoader(self.rows_of_data, self.batch_size)
 
     val_dataloader = train_dataloader
+
+
+class NeedsTrainer(Data):
+    def train_dataloader(self):
+        return DataLoader(self.rows_of_data, self.trainer.world_size)
 
 
 def plain(width: int = 8):

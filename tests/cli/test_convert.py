@@ -224,6 +224,10 @@ def test_an_existing_file_is_overwritten_only_if_forced(folder, out, capsys):
         (["--data=tests.cli.mine.Several", *LIGHTNING[::2], *QUICK], "gives several loaders"),
         ([*LIGHTNING, "--samples=0"], "samples=0"),
         ([*LIGHTNING, "--device=abacus"], "--device abacus: "),
+        (["--model=tests.cli.mine.Data", "--pattern=2:4"], "Data made a Data, not a module"),
+        ([*LIGHTNING, "--data.rows=64", "--call=tests.cli.mine.plain"], "cannot be run on the batches of"),
+        ([*LIGHTNING[:1], "--data=tests.cli.mine.NeedsTrainer", *LIGHTNING[2:]], "no batches without a Trainer (Attr"),
+        (["--model=tests.cli.mine.Net", "--m=4"], "no layer has so many zeros that N:4 with N < 4"),
     ],
 )
 def test_bad_input_is_told(folder, out, capsys, words, message):
@@ -233,6 +237,28 @@ def test_bad_input_is_told(folder, out, capsys, words, message):
     assert error.startswith("lightning-nm convert: ")
     assert message in error
     assert not out.exists()
+
+
+def test_places_that_cannot_be_written_are_told_first(folder, tmp_path, capsys):
+    """Not after the work is done."""
+    (tmp_path / "file").write_text("")
+    for place, message in ((tmp_path / "file" / "x.ckpt", "file is a file"), (tmp_path, "is a folder")):
+        assert convert(folder, place, *LIGHTNING, "--force") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_averages_and_strangers_keep_out_of_the_way(folder, out, tmp_path):
+    """An average of dense weights is dropped; a key that the model does not have stays."""
+    checkpoint = torch.load(folder / "dense.ckpt", weights_only=True)
+    checkpoint["current_model_state"] = checkpoint["state_dict"]
+    checkpoint["averaging_state"] = {"n_averaged": 3}
+    checkpoint["state_dict"] = {**checkpoint["state_dict"], "teacher.weight": torch.ones(2)}
+    torch.save(checkpoint, tmp_path / "more.ckpt")
+    lenient = ["--model=tests.cli.mine.Lenient", "--pattern=2:4"]
+    assert convert(tmp_path, out, *lenient, ckpt="more.ckpt") == 0
+    written = torch.load(out, weights_only=True)
+    assert not {"current_model_state", "averaging_state"} & written.keys()
+    assert torch.equal(written["state_dict"]["teacher.weight"], torch.ones(2))
 
 
 def test_bad_checkpoints_are_told(folder, out, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from lightning_nm import select
 from lightning_nm.cli.digits import Digits
@@ -231,3 +232,56 @@ def test_on_a_gpu(layer: str) -> None:
     conversion = adaprune(model, selection, batches(shape), **QUICK)
     assert obeys(selection)
     assert all(weight.error < weight.masked_error for weight in conversion.weights)
+
+
+def test_a_model_that_runs_under_autocast() -> None:
+    """Calls are made again in the precision in which they were recorded."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.b(self.a(x).relu())
+
+    torch.manual_seed(0)
+    model = Mixed()
+    conversion = adaprune(model, select(model, "2:4"), batches((8, 16)), iterations=50, progress=False)
+    for weight in conversion.weights:
+        assert weight.error is not None
+        assert weight.masked_error is not None
+        assert weight.error < weight.masked_error, weight.remark
+
+
+def test_metrics_inside_the_model_do_not_count_the_calibration_data() -> None:
+    """Whoever evaluates next starts from what they held."""
+
+    class Measured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.mean = nn.Linear(16, 8), MeanMetric()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.fc(x)
+            self.mean.update(out.mean())
+            self.calls += 1
+            return out
+
+    model = Measured()
+    model.mean.update(3.0)
+    adaprune(model, select(model, "2:4"), batches((8, 16)), iterations=5, progress=False)
+    assert float(model.mean.compute()) == 3.0
+    assert model.mean.update_count == 1
+    assert float(model.calls) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"lr": float("nan")}, {"bias_lr": float("inf")}, {"iterations": 2.5}])
+def test_settings_that_are_no_numbers(wrong: dict[str, float]) -> None:
+    """Refused before anything is masked."""
+    model = mlp(16, 8, seed=0)
+    with pytest.raises(ValueError, match="must be positive"):
+        adaprune(model, select(model, "2:4"), batches((8, 16)), progress=False, **wrong)  # type: ignore[arg-type]
+    assert bool(model[0].weight.all())

@@ -42,7 +42,7 @@ def test_without_numba_the_result_is_the_same(dtype: torch.dtype) -> None:
     got_sparse, got_hidden, _, flips, _ = split(weight)
     assert torch.equal(raw(got_sparse), raw(sparse))
     assert torch.equal(raw(got_hidden), raw(hidden))
-    assert isinstance(flips, Tensor)
+    assert type(flips) is int  # nothing waits on a CPU
 
 
 @pytest.mark.parametrize("block", ["sys.modules['numba'] = None", "sys.meta_path.insert(0, Broken())"])

@@ -95,3 +95,33 @@ def test_a_weight_that_is_not_finite_is_refused(dtype: torch.dtype, bad: float) 
     weight[0, 1] = weight[2, 7] = bad
     said = message(weight)
     assert all(part in said for part in ("2:4", "(3, 8)", "2 NaN or infinite")), said
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("shape", [(8, 16), (8, 16, 3), (8, 16, 3, 3)])
+def test_negative_dimensions(pattern: Pattern, shape: tuple[int, ...]) -> None:
+    """Count from the end."""
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    assert torch.equal(pattern.mask(weight, dim=1 - len(shape)), pattern.mask(weight, dim=1))
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, parse("2:4T,flow"), parse("2:4T,at_most,two_approximation")], ids=str)
+@pytest.mark.parametrize("shape", [(0, 16), (16, 0), (16, 16, 0)])
+def test_empty_weights(pattern: Pattern, shape: tuple[int, ...]) -> None:
+    """Have empty masks, one of each."""
+    weight = torch.empty(shape)
+    assert pattern.mask(weight).shape == shape
+    assert pattern.violations(weight) == 0
+    assert pattern.log_diversity(shape) == 0.0
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_memory_formats(pattern: Pattern, memory_format: torch.memory_format) -> None:
+    """The mask is that of the values, wherever they lie."""
+    torch.manual_seed(0)
+    weight = torch.randn(16, 32, 3, 3)
+    assert torch.equal(pattern.mask(weight.to(memory_format=memory_format)), pattern.mask(weight))
+    strided = torch.randn(16, 64, 3, 3)[:, ::2]
+    assert torch.equal(pattern.mask(strided), pattern.mask(strided.contiguous()))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
 from lightning_nm.patterns import Filter, parse
+from lightning_nm.training import select
 
 
 def test_whole_filters_stay() -> None:
@@ -23,3 +27,17 @@ def test_outputs_of_a_transposed_layer() -> None:
 def test_written_form() -> None:
     """Read back."""
     assert parse("filter@0.5") == parse(str(Filter(0.5))) == Filter(0.5)
+
+
+def test_grouped_transposed_convolutions_are_refused() -> None:
+    """Their outputs of different groups lie at the same index."""
+    model = torch.nn.Sequential(torch.nn.ConvTranspose2d(16, 32, 2, groups=2))
+    [skipped] = [s for s in select(model, "filter@0.5").skipped if s.name == "0.weight"]
+    assert skipped.reason == "filters of a grouped transposed convolution do not lie along its dimensions"
+
+
+def test_diversity_along_the_outputs() -> None:
+    """C(16, 8) masks of 16 filters, whichever dimension they lie along."""
+    expected = math.log(math.comb(16, 8))
+    assert Filter(0.5).log_diversity((16, 4, 3)) == pytest.approx(expected)
+    assert Filter(0.5).log_diversity((4, 16, 3), dim=0) == pytest.approx(expected)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightning_nm.patterns import NM, PatternText, parse
+from lightning_nm.patterns import NM, Block1xN, PatternText, Unstructured, parse
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,8 @@ from lightning_nm.patterns import NM, PatternText, parse
         (76, NM(1, 16)),
         (248, NM(4, 8)),
         (PatternText("2:4"), NM(2, 4)),
+        ("2:4T,AT_MOST,Fast", NM(2, 4, transposable=True, at_most=True, solver="fast")),
+        ("unstructured@1e-5", Unstructured(1e-5)),
     ],
     ids=repr,
 )
@@ -66,6 +70,13 @@ def test_unquoted_pairs_that_are_no_pattern(written: str) -> None:
     """The message shows what stands in the YAML file, not the 304 or 60 that it was read as."""
     with pytest.raises(ValueError, match=f"0 < N <= M; got {written}"):
         parse(yaml.safe_load(written))
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 99))
+def test_every_sparsity_is_read_back(sparsity: float, n: int) -> None:
+    """However it is written."""
+    for pattern in (Block1xN(n, sparsity), Unstructured(sparsity)):
+        assert parse(str(pattern)) == pattern
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ class Everything(Pattern):
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
         return 0
 
-    def log_diversity(self, shape: Sequence[int], *, exact: bool = True) -> float:
+    def log_diversity(self, shape: Sequence[int], *, dim: int = 1, exact: bool = True) -> float:
         return 0.0
 
 

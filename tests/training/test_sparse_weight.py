@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_nm.patterns import NM
+from lightning_nm.patterns import NM, parse
 from lightning_nm.training import SRSTE, SSTE, Frozen, Method, Schedule, Selected, SparseWeight
 from tests.oracles import hamming_by_hand, nm_mask_by_hand, raw
 from tests.training.runs import ALWAYS, UPDATE, master, most_kept, noise, sparse_weight, update
@@ -157,6 +157,20 @@ def test_reclosing_may_leave_the_mask() -> None:
 
 
 # -- NaN and infinity ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", ["2:4T", "2:4V2", "1x2@0.5", "unstructured@0.5", "filter@0.5"])
+def test_nonfinite_weights_of_any_pattern_are_found_at_once(written: str) -> None:
+    """On a CPU nothing is put off to a later step, when the loss is NaN and every layer to blame."""
+    weight = SparseWeight(Selected("layer.weight", nn.Parameter(noise(4, 8)), parse(written), 1), SRSTE())
+    with torch.no_grad():
+        weight.split()
+    for _ in range(3):
+        change = torch.zeros(4, 8)
+        change[0, 0] = float("nan")
+        update(weight, change)
+    with pytest.raises(ValueError, match=r"layer\.weight .*: 1 NaN or infinite entries"):
+        weight.check_finite(wait=False)
 
 
 @pytest.mark.parametrize("method", [SRSTE(), SSTE(), Frozen()])

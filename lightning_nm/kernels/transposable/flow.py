@@ -36,4 +36,4 @@ def flow(scores: Tensor, n: int, *, at_most: bool) -> Tensor:
         if status != network.OPTIMAL:
             raise RuntimeError(f"OR-tools found no optimal flow for a {m} x {m} tile: {status}")
         masks.append(network.flows(arcs)[: m * m].reshape(m, m) > 0)
-    return torch.from_numpy(np.array(masks)).to(scores.device)
+    return torch.from_numpy(np.array(masks, np.bool_).reshape(-1, m, m)).to(scores.device)

@@ -19,6 +19,7 @@ def _diversity_update(
     weights: Weight | Mapping[str, Weight],
     layers: Sequence[str] | None = None,
     exact: bool = True,
+    dim: int = 1,
 ) -> Tensor:
     """[log of the number of masks, entries] per layer, float64 ``[layers, 2]``."""
     of = weights if isinstance(weights, Mapping) else {"": weights}
@@ -31,12 +32,12 @@ def _diversity_update(
         )
     if not names:
         raise ValueError("there are no weights to count the masks of")
-    return torch.tensor([_counts(parse(patterns[name]), of[name], exact) for name in names], dtype=torch.float64)
+    return torch.tensor([_counts(parse(patterns[name]), of[name], exact, dim) for name in names], dtype=torch.float64)
 
 
-def _counts(pattern: Pattern, weight: Weight, exact: bool) -> tuple[float, int]:
+def _counts(pattern: Pattern, weight: Weight, exact: bool, dim: int) -> tuple[float, int]:
     shape = tuple(weight.shape) if isinstance(weight, Tensor) else tuple(weight)
-    return pattern.log_diversity(shape, exact=exact), math.prod(shape)
+    return pattern.log_diversity(shape, dim=dim, exact=exact), math.prod(shape)
 
 
 def _diversity_compute(counts: Tensor, layers: Sequence[str] | None) -> dict[str, Tensor]:
@@ -52,7 +53,11 @@ def _diversity_compute(counts: Tensor, layers: Sequence[str] | None) -> dict[str
 
 
 def mask_diversity(
-    pattern: PatternLike | Mapping[str, PatternLike], weights: Weight | Mapping[str, Weight], *, exact: bool = True
+    pattern: PatternLike | Mapping[str, PatternLike],
+    weights: Weight | Mapping[str, Weight],
+    *,
+    exact: bool = True,
+    dim: int = 1,
 ) -> dict[str, Tensor]:
     """Number of masks that a pattern allows (Hubara et al., arXiv 2102.08124, "mask diversity").
 
@@ -65,6 +70,7 @@ def mask_diversity(
         weights: a weight or its shape; or one for each layer by name.
         exact: False: transposable masks by the paper's formula (144 for 2:4's 90; see
             `lightning_nm.patterns.counting`), for tiles whose masks are too many to be counted, such as 16:32's.
+        dim: the weights' reduction dimension (0 for transposed convolutions), which only filters' masks depend on.
 
     Returns:
         float64 scalars: ``log`` (natural) and ``log10`` of the number of masks, and ``bits_per_weight``: its log2
@@ -78,4 +84,4 @@ def mask_diversity(
     {'log': 4.5, 'log10': 1.954, 'bits_per_weight': 0.406}
     """
     layers = list(weights) if isinstance(weights, Mapping) else None
-    return _diversity_compute(_diversity_update(pattern, weights, exact=exact), layers)
+    return _diversity_compute(_diversity_update(pattern, weights, exact=exact, dim=dim), layers)

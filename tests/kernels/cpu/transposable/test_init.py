@@ -14,7 +14,7 @@ from tests.kernels.transposable.cases import ODD_TILES, tiles_of_kind
 
 @pytest.mark.parametrize("kind", ODD_TILES)
 @pytest.mark.parametrize("solver", ["exact", "entropic", "fast"])
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (5, 11)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (5, 11), (1, 16), (16, 16), (3, 18)])
 @pytest.mark.parametrize("at_most", [False, True])
 def test_solvers_equal_the_reference(at_most: bool, n: int, m: int, solver: str, kind: str) -> None:
     """From the weight to the mask."""
