@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_nm.kernels import bits as reference_bits
-from lightning_nm.kernels import reference, transposable
+from lightning_nm.kernels import packed_blocks, packed_nm, reference, transposable
 from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
 from lightning_nm.kernels.solvers import SOLVERS, default_solver, solve
 from lightning_nm.kernels.transposable.layout import tiles_of, untiled
@@ -21,10 +21,12 @@ from lightning_nm.kernels.units import largest, unit_norms
 
 __all__ = [
     "SOLVERS",
+    "block_matmul",
     "byte_count",
     "compiled_cpu",
     "largest",
     "nm_mask",
+    "nm_matmul",
     "nm_split_",
     "pack_bits",
     "popcount",
@@ -120,6 +122,24 @@ def _number(count: int | Tensor) -> int | Tensor:
 
 
 _ENTRIES_AT_ONCE = 1 << 20  # bounds the memory of the plain torch solvers
+
+
+def nm_matmul(
+    x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, layout: packed_nm.Layout, outputs: int
+) -> Tensor:
+    """``x @ W^T + bias`` of x ``[B, I]`` and packed N:M weights (`lightning_nm.kernels.packed_nm`)."""
+    cpu = _compiled_for(x, None)
+    if cpu is not None and cpu.nm_matmul.supports(values):
+        return cpu.nm_matmul.matmul(x, values, positions, bias, layout, outputs)  # type: ignore[no-any-return]
+    return packed_nm.matmul(x, values, positions, bias, layout, outputs)
+
+
+def block_matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ W^T + bias`` of x ``[B, I]`` and packed 1xN weights (`lightning_nm.kernels.packed_blocks`)."""
+    cpu = _compiled_for(x, None)
+    if cpu is not None and cpu.block_matmul.supports(values):
+        return cpu.block_matmul.matmul(x, values, inputs, starts, bias)  # type: ignore[no-any-return]
+    return packed_blocks.matmul(x, values, inputs, starts, bias)
 
 
 def transposable_mask(

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_nm import kernels
+from lightning_nm.kernels.packed_blocks import rows_of
 from lightning_nm.patterns import Block1xN
 from lightning_nm.patterns.base import other_dim
+from lightning_nm.sparse.nm import require_bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class PackedBlocks:
         self._require(rising, f"starts must rise from 0 to the {blocks} blocks")
         within = blocks == 0 or (int(self.inputs.min()) >= 0 and int(self.inputs.max()) < inputs)
         self._require(within, f"inputs must lie between 0 and {inputs - 1}")
-        places = self._rows() * inputs + self.inputs
+        places = rows_of(self.starts) * inputs + self.inputs
         self._require(bool((places.diff() > 0).all()), "the blocks of a row must be in the order of their inputs")
 
     @staticmethod
@@ -72,25 +75,19 @@ class PackedBlocks:
         outputs = other_dim(dim, weight.dim())
         rows = weight.movedim((outputs, dim), (0, 1)).reshape(weight.shape[outputs], weight.shape[dim], -1)  # [O, I, T]
         blocks = rows.unflatten(0, (-1, pattern.n)).permute(0, 2, 3, 1)  # type: ignore[no-untyped-call]  # [O / N, I, T, N]
-        # zeros of either sign: a block of -0.0 is kept, so that every bit comes back
-        held = ((blocks != 0) | blocks.signbit()).flatten(2).any(2)
+        held = (blocks != 0).flatten(2).any(2)
         starts = torch.zeros(len(held) + 1, dtype=torch.int32, device=weight.device)
         starts[1:] = held.sum(1).cumsum(0)
         narrow = torch.int16 if held.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
         inputs = held.nonzero()[:, 1].to(narrow)
         return cls(blocks[held].contiguous(), inputs, starts, weight.shape, dim)
 
-    def _rows(self) -> Tensor:
-        """The row of each block, int64."""
-        counts = self.starts.diff().long()
-        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-
     def unpack(self) -> Tensor:
-        """The weight, bit for bit."""
+        """The weight, bit for bit; zeros of blocks that are gone are +0 (``weight * mask`` makes some -0)."""
         _, taps, n = self.values.shape
         outputs = other_dim(self.dim, len(self.shape))
         blocks = self.values.new_zeros(len(self.starts) - 1, self.shape[self.dim], taps, n)
-        blocks[self._rows(), self.inputs.long()] = self.values
+        blocks[rows_of(self.starts), self.inputs.long()] = self.values
         rows = blocks.permute(0, 3, 1, 2).flatten(0, 1)  # [O, I, T]
         sizes = [size for d, size in enumerate(self.shape) if d not in (outputs, self.dim)]
         return rows.reshape(len(rows), rows.shape[1], *sizes).movedim((0, 1), (outputs, self.dim)).contiguous()
@@ -98,6 +95,15 @@ class PackedBlocks:
     @property
     def nbytes(self) -> int:
         return self.values.nbytes + self.inputs.nbytes + self.starts.nbytes
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x @ weight^T + bias`` of x ``[..., I]``, of a weight without taps, summed in float32."""
+        if self.values.shape[1] != 1 or x.shape[-1] != self.shape[self.dim]:
+            raise ValueError(f"x of shape {tuple(x.shape)} does not fit a linear weight of shape {tuple(self.shape)}")
+        require_bias(bias, self.shape[other_dim(self.dim, len(self.shape))])
+        rows = x.reshape(-1, x.shape[-1])
+        out = kernels.block_matmul(rows, self.values[:, 0], self.inputs, self.starts, bias)
+        return out.view(*x.shape[:-1], out.shape[1])
 
     def to_bsr(self) -> Tensor:
         """As torch's block-sparse matrix ``[O, I * T]`` with blocks (N, 1): the matrix form of the weight."""

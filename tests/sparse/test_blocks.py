@@ -39,15 +39,24 @@ def test_round_trip(n: int, shape: tuple[int, ...], dim: int, dtype: torch.dtype
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.floats(0, 0.99), st.data())
 def test_any_weight_comes_back(n: int, rows: int, inputs: int, taps: int, sparsity: float, data: st.DataObject) -> None:
-    """With zeros of both signs, and blocks that are zero though they may stay."""
+    """Bit for bit where a block stays; -0.0 is 0 where none does."""
     values = st.sampled_from([0.0, -0.0, 1.0, -2.5])
     size = n * rows * inputs * taps
     weight = torch.tensor(data.draw(st.lists(values, min_size=size, max_size=size))).view(n * rows, inputs, taps)
     pattern = Block1xN(n, sparsity)
     weight = torch.where(pattern.mask(weight), weight, 0.0)
     packed = PackedBlocks.pack(weight, pattern)
-    assert same_bits(packed.unpack(), weight)
-    assert same_bits(PackedBlocks.from_bsr(packed.to_bsr(), weight.shape).unpack(), weight)
+    stays = (weight != 0).view(rows, n, inputs, taps).any(3).any(1)[:, None, :, None].expand(rows, n, inputs, taps)
+    expected = torch.where(stays.reshape(weight.shape), weight, 0.0)
+    assert same_bits(packed.unpack(), expected)
+    assert same_bits(PackedBlocks.from_bsr(packed.to_bsr(), weight.shape).unpack(), expected)
+
+
+def test_negative_zeros_of_a_product_with_the_mask() -> None:
+    """Are no blocks that stay."""
+    pattern, weight = Block1xN(4, 0.5), -torch.ones(8, 6)
+    packed = PackedBlocks.pack(weight * pattern.mask(weight), pattern)
+    assert len(packed.inputs) == 6
 
 
 def test_bsr_is_the_matrix_of_the_weight() -> None:
@@ -104,3 +113,22 @@ def test_other_matrices_are_refused() -> None:
     dense[0, 0] = 0  # one of the taps of input 0
     with pytest.raises(ValueError, match="all 2 taps"):
         PackedBlocks.from_bsr(dense.to_sparse_bsr((4, 1)), torch.Size([8, 4, 2]))
+
+
+@pytest.mark.parametrize("n", [4, 16, 32])
+def test_linear(n: int) -> None:
+    """Any leading dimensions; by the compiled kernel where blocks fill vectors."""
+    weight, bias = sparse((64, 24), Block1xN(n, 0.5)), torch.randn(64)
+    x = torch.randn(2, 3, 24)
+    out = PackedBlocks.pack(weight, Block1xN(n, 0.5)).linear(x, bias)
+    torch.testing.assert_close(out, torch.nn.functional.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+
+
+def test_inputs_that_do_not_fit() -> None:
+    """Another width, or a convolution's weight."""
+    for shape in ((8, 6), (8, 4, 3)):
+        packed = PackedBlocks.pack(sparse(shape, Block1xN(4, 0.5)), Block1xN(4, 0.5))
+        with pytest.raises(ValueError, match="does not fit a linear weight"):
+            packed.linear(torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"a bias of shape \(7,\) for 8 outputs"):
+        PackedBlocks.pack(sparse((8, 6), Block1xN(4, 0.5)), Block1xN(4, 0.5)).linear(torch.randn(3, 6), torch.randn(7))

@@ -1,0 +1,116 @@
+"""N:M weights, packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_nm import kernels
+from lightning_nm.kernels import packed_nm
+from lightning_nm.kernels.packed_nm import LANES, LARGEST_M, Layout
+from lightning_nm.patterns import NM
+from lightning_nm.patterns.base import other_dim
+
+
+@dataclass(frozen=True, eq=False)
+class PackedNM:
+    """Of a weight, seen as the matrix ``[O, T * I]`` (T kernel taps, one after the other), N of every M inputs.
+
+    `lightning_nm.kernels.packed_nm` describes the tensors.
+    """
+
+    values: Tensor
+    positions: Tensor
+    n: int
+    m: int
+    shape: torch.Size
+    """Of the weight."""
+    dim: int
+    """Its reduction dimension."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.shape) > 1 and self.dim in (0, 1), "a weight has two dimensions or more, and sums over one")
+        _require(0 < self.n <= self.m <= LARGEST_M, f"{self.n}:{self.m} is no pattern that can be packed")
+        layout = self.layout
+        _require(layout.inputs % self.m == 0, f"{layout.inputs} inputs are not a multiple of {self.m}")
+        groups = -(-self.outputs // LANES)
+        for name, held, size in (("values", self.values, layout.weights), ("positions", self.positions, layout.words)):
+            expected = (groups, layout.chunks, size, LANES)
+            _require(held.shape == expected, f"{name} have shape {list(held.shape)}, not {list(expected)}")
+        _require(self.positions.dtype == torch.int32, f"positions are int32, not {self.positions.dtype}")
+        at = packed_nm.positions_of(self.positions, layout)
+        _require(at.numel() == 0 or int(at.max()) < layout.window, f"positions must be less than {layout.window}")
+
+    @property
+    def outputs(self) -> int:
+        return self.shape[other_dim(self.dim, len(self.shape))]
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(self.n, self.m, self.shape.numel() // max(1, self.outputs))
+
+    @classmethod
+    def pack(cls, weight: Tensor, pattern: NM, *, dim: int = 1) -> PackedNM:
+        """Pack a weight that obeys ``pattern``: row-wise, transposable or vector-wise N:M.
+
+        Raises:
+            ValueError: it does not fit the pattern or breaks it, or M is above 32.
+        """
+        if pattern.m > LARGEST_M:
+            raise ValueError(f"{pattern} weights cannot be packed: M is at most {LARGEST_M}")
+        pattern.check(weight, dim)
+        dim = dim % weight.dim()
+        rows = _matrix(weight.detach(), dim)
+        held = rows.unflatten(1, (-1, pattern.m)) != 0  # type: ignore[no-untyped-call]
+        if bool((wrong := held.sum(2) > pattern.n).any()):
+            row, group = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"a weight of shape {tuple(weight.shape)} is not {pattern}: group {group} of output {row} holds "
+                f"{int(held[row, group].sum())} weights"
+            )
+        # weights first, then zeros that are -0, so that these come back too where there is room
+        ranks = torch.where(rows != 0, 2.0, rows.signbit().float())
+        mask = kernels.nm_mask(ranks, pattern.n, pattern.m, 1)
+        layout = Layout.of(pattern.n, pattern.m, rows.shape[1])
+        return cls(*packed_nm.pack(rows, mask, layout), pattern.n, pattern.m, weight.shape, dim)
+
+    def unpack(self) -> Tensor:
+        """The weight, bit for bit, but for -0 beyond the N of a group."""
+        rows = packed_nm.unpack(self.values, self.positions, self.layout, self.outputs)
+        outputs = other_dim(self.dim, len(self.shape))
+        sizes = [size for d, size in enumerate(self.shape) if d not in (outputs, self.dim)]
+        taps = rows.view(self.outputs, *sizes, self.shape[self.dim]).movedim(-1, 1)
+        return taps.movedim((0, 1), (outputs, self.dim)).contiguous()
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.positions.nbytes
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x @ matrix^T + bias`` of x ``[..., T * I]``, summed in float32."""
+        if x.shape[-1] != self.layout.inputs:
+            raise ValueError(f"the weight sums over {self.layout.inputs} inputs, x has {x.shape[-1]}")
+        require_bias(bias, self.outputs)
+        rows = x.reshape(-1, x.shape[-1])
+        out = kernels.nm_matmul(rows, self.values, self.positions, bias, self.layout, self.outputs)
+        return out.view(*x.shape[:-1], self.outputs)
+
+
+def _matrix(weight: Tensor, dim: int) -> Tensor:
+    """``[O, T * I]``."""
+    outputs = other_dim(dim, weight.dim())
+    rows = weight.movedim((outputs, dim), (0, 1)).movedim(1, -1)
+    return rows.reshape(weight.shape[outputs], -1) if weight.numel() else rows.new_zeros(weight.shape[outputs], 0)
+
+
+def require_bias(bias: Tensor | None, outputs: int) -> None:
+    """Raise ValueError for a bias of another size: kernels read as many entries as there are outputs."""
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"a bias of shape {tuple(bias.shape)} for {outputs} outputs")
+
+
+def _require(holds: bool, reason: str) -> None:
+    if not holds:
+        raise ValueError(f"corrupt packed N:M weight: {reason}")
