@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_nm import kernels
 from lightning_nm.kernels.packed_blocks import rows_of
 from lightning_nm.patterns import Block1xN
 from lightning_nm.patterns.base import other_dim
-from lightning_nm.sparse.nm import require_bias
+from lightning_nm.sparse.ops import ops
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +96,15 @@ class PackedBlocks:
         return self.values.nbytes + self.inputs.nbytes + self.starts.nbytes
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x @ weight^T + bias`` of x ``[..., I]``, of a weight without taps, summed in float32."""
+        """``x @ weight^T + bias`` of x ``[..., I]``, of a weight without taps, by `lightning_nm.sparse.ops`.
+
+        Raises:
+            ValueError: x or bias of another size, or a weight with kernel taps.
+        """
         if self.values.shape[1] != 1 or x.shape[-1] != self.shape[self.dim]:
             raise ValueError(f"x of shape {tuple(x.shape)} does not fit a linear weight of shape {tuple(self.shape)}")
-        require_bias(bias, self.shape[other_dim(self.dim, len(self.shape))])
-        rows = x.reshape(-1, x.shape[-1])
-        out = kernels.block_matmul(rows, self.values[:, 0], self.inputs, self.starts, bias)
-        return out.view(*x.shape[:-1], out.shape[1])
+        out: Tensor = ops.block_linear(x, self.values[:, 0], self.inputs, self.starts, bias)
+        return out
 
     def to_bsr(self) -> Tensor:
         """As torch's block-sparse matrix ``[O, I * T]`` with blocks (N, 1): the matrix form of the weight."""

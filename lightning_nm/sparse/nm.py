@@ -12,6 +12,7 @@ from lightning_nm.kernels import packed_nm
 from lightning_nm.kernels.packed_nm import LANES, LARGEST_M, Layout
 from lightning_nm.patterns import NM
 from lightning_nm.patterns.base import other_dim
+from lightning_nm.sparse.ops import ops
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +90,13 @@ class PackedNM:
         return self.values.nbytes + self.positions.nbytes
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x @ matrix^T + bias`` of x ``[..., T * I]``, summed in float32."""
-        if x.shape[-1] != self.layout.inputs:
-            raise ValueError(f"the weight sums over {self.layout.inputs} inputs, x has {x.shape[-1]}")
-        require_bias(bias, self.outputs)
-        rows = x.reshape(-1, x.shape[-1])
-        out = kernels.nm_matmul(rows, self.values, self.positions, bias, self.layout, self.outputs)
-        return out.view(*x.shape[:-1], self.outputs)
+        """``x @ matrix^T + bias`` of x ``[..., T * I]``, by `lightning_nm.sparse.ops`.
+
+        Raises:
+            ValueError: x or bias of another size.
+        """
+        out: Tensor = ops.nm_linear(x, self.values, self.positions, bias, self.n, self.m, self.outputs)
+        return out
 
 
 def _matrix(weight: Tensor, dim: int) -> Tensor:
@@ -103,12 +104,6 @@ def _matrix(weight: Tensor, dim: int) -> Tensor:
     outputs = other_dim(dim, weight.dim())
     rows = weight.movedim((outputs, dim), (0, 1)).movedim(1, -1)
     return rows.reshape(weight.shape[outputs], -1) if weight.numel() else rows.new_zeros(weight.shape[outputs], 0)
-
-
-def require_bias(bias: Tensor | None, outputs: int) -> None:
-    """Raise ValueError for a bias of another size: kernels read as many entries as there are outputs."""
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"a bias of shape {tuple(bias.shape)} for {outputs} outputs")
 
 
 def _require(holds: bool, reason: str) -> None:

@@ -110,7 +110,7 @@ def matmul(x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, la
         if tiles:
             _all_groups(shape, values, positions, x[done:], out[done:], start, layout.chunks, rows, tiles)
             done += tiles * rows
-    return out[:, :outputs].to(dtype) if outputs < lanes or dtype != torch.float32 else out
+    return out[:, :outputs].to(dtype).contiguous()
 
 
 def _all_groups(
