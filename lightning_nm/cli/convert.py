@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from lightning_nm.callbacks.table import print_table
 from lightning_nm.callbacks.whole_files import WholeFileIO
@@ -19,11 +20,13 @@ from lightning_nm.cli.imported import imported, options
 from lightning_nm.cli.report import load_checkpoint
 from lightning_nm.conversion import (
     Conversion,
+    Rearrangement,
     activation_scores,
     adaprune,
     global_budget,
     one_shot,
     overrides_for,
+    rearrange,
     reestimate_batch_norm,
 )
 from lightning_nm.conversion.checkpoint import converted_checkpoint
@@ -53,6 +56,10 @@ def main(args: Sequence[str]) -> int:
     calibration = {"samples": given.samples, "seed": given.seed, "call": imported(given.call) if given.call else None}
     selection = _select(model, checkpoint, given)
     try:
+        if given.rearrange:
+            assert batches is not None
+            moved = rearrange(model, _example(next(iter(batches)), given.device), selection, seed=given.seed)
+            print_table(f"{given.checkpoint}, rearranged", Rearrangement.COLUMNS, moved.rows())
         conversion = _convert(model, selection, batches, calibration, given)
     except (AttributeError, KeyError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(
@@ -87,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--global-budget", action="store_true", help="of patterns like 1x16@0.75: all layers share one budget")
     add("--ignore", action="append", default=[], metavar="GLOB", help=f"weights that stay dense; {again}")
     add("--override", action="append", default=[], metavar="GLOB=N:M", help=f"other pattern, or GLOB=dense; {again}")
+    add("--rearrange", action="store_true", help="first reorder channels so that the masks keep more; needs --data")
     add("--method", choices=("adaprune", "one-shot"), help="default: adaprune with --data, one-shot without")
     add("--scores", choices=("magnitude", "activations"), default="magnitude", help="what stays; default magnitude")
     add("--iterations", type=int, default=1000, help="of AdaPrune, for each layer (default 1000)")
@@ -103,8 +111,8 @@ def _refuse(given: argparse.Namespace) -> None:
     """Raise ValueError for what could only fail after the work is done."""
     if (given.pattern is None) == (given.m is None):
         raise ValueError("name the pattern, --pattern N:M; or --m M to choose N by each layer's density")
-    if given.data is None and (given.method == "adaprune" or given.scores == "activations"):
-        raise ValueError("AdaPrune and activation scores need calibration data: --data my.Data")
+    if given.data is None and (given.method == "adaprune" or given.scores == "activations" or given.rearrange):
+        raise ValueError("AdaPrune, activation scores and --rearrange need calibration data: --data my.Data")
     try:
         torch.empty(0, device=given.device)
     except (RuntimeError, AssertionError) as error:  # no such device; torch built without it
@@ -210,6 +218,12 @@ def _convert(
         progress=shown,
         **calibration,
     )
+
+
+def _example(batch: Any, device: str) -> Any:
+    """What the model's forward takes of a batch: a mapping as it is, the first element of a list or tuple, a tensor."""
+    taken = batch[0] if isinstance(batch, (list, tuple)) else batch
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, taken)
 
 
 def _batch_norm(model: nn.Module, batches: Iterable[Any] | None, calibration: dict[str, Any]) -> str:

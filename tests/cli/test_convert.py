@@ -154,6 +154,25 @@ def test_one_budget_for_all_layers(folder, out):
     assert main(["report", str(out)]) == 0
 
 
+def test_rearranged_first(folder, out, capsys):
+    """The table says what moved; the masks keep more than without."""
+
+    def retained() -> float:
+        before = mine.Net.load_from_checkpoint(folder / "dense.ckpt", weights_only=True)
+        weights = torch.load(out, weights_only=True)["state_dict"]
+        names = ("body.0.weight", "body.3.weight", "head.weight")
+        kept = sum(float(weights[name].abs().sum()) for name in names)
+        return kept / sum(float(before.state_dict()[name].abs().sum()) for name in names)
+
+    words = [*LIGHTNING, "--method=one-shot"]
+    assert convert(folder, out, *words) == 0
+    plain = retained()
+    assert convert(folder, out, *words, "--rearrange", "--force") == 0
+    assert retained() > plain
+    assert "dense.ckpt, rearranged" in capsys.readouterr().out
+    assert main(["report", str(out)]) == 0
+
+
 def test_activation_scores(folder, out):
     """The largest |w| * ||x|| stay, as in a computation by hand."""
     words = ["--model=tests.cli.mine.plain", "--model.width=24", "--data=tests.cli.mine.batches", "--pattern=2:4"]
@@ -219,7 +238,7 @@ def test_an_existing_file_is_overwritten_only_if_forced(folder, out, capsys):
         (["--model=tests.cli.mine.no_model", "--pattern=2:4"], "no_model made a int, not a module"),
         (["--model=tests.cli.mine.plain", "--pattern=2:4"], "dense.ckpt does not fit plain: Error(s) in loading"),
         (["--model=tests.cli.mine.Net", "--model.depth=2", "--pattern=2:4"], "dense.ckpt does not fit Net: Error(s)"),
-        (["--model=tests.cli.mine.Net", "--pattern=2:4", "--bogus"], "unrecognized arguments: --bogus"),
+        (["--model=tests.cli.mine.Net", "--pattern=2:4", "--bogus"], "nrecognized arguments: --bogus"),
         ([*LIGHTNING, "--data.rows=0"], "there are no calibration batches"),
         (["--data=tests.cli.mine.Several", *LIGHTNING[::2], *QUICK], "gives several loaders"),
         ([*LIGHTNING, "--samples=0"], "samples=0"),

@@ -51,8 +51,8 @@ def test_each_factory_gets_its_own():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.depth=3"], "unrecognized arguments: --model.depth=3"),
-        (["--modle.width=3"], "unrecognized arguments: --modle.width=3"),
+        (["--model.depth=3"], "nrecognized arguments: --model.depth=3"),
+        (["--modle.width=3"], "nrecognized arguments: --modle.width=3"),
         (["--model.width=wide"], '"model.width": Expected a'),
     ],
 )
