@@ -12,6 +12,7 @@ A position is counted from the start of its window. Outputs and windows are fill
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -36,8 +37,9 @@ class Layout(NamedTuple):
     """Windows in a chunk."""
     chunks: int
 
-    @classmethod
-    def of(cls, n: int, m: int, inputs: int) -> Layout:
+    @staticmethod
+    @cache
+    def of(n: int, m: int, inputs: int) -> Layout:
         """The layout of least bytes; of equal ones that with the longest chunks."""
         groups = max(1, LANES // m)
         kept, every = n * groups, -(-inputs // (m * groups))
@@ -46,7 +48,7 @@ class Layout(NamedTuple):
             return -(-every // windows) * (windows * kept + -(-windows * kept // _per_word(m)))
 
         windows = min(range(_per_word(m), 0, -1), key=vectors)
-        return cls(inputs, m, m * groups, kept, windows, -(-every // windows))
+        return Layout(inputs, m, m * groups, kept, windows, -(-every // windows))
 
     @property
     def weights(self) -> int:

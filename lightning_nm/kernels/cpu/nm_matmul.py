@@ -8,7 +8,8 @@ share what was loaded of x.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from llvmlite import ir
@@ -93,48 +94,55 @@ def _vector(kernel: Kernel, pointer: Value, first: Value, which: int, what: ir.T
     return kernel.load_aligned(pointer, kernel.times(kernel.builder.add(first, number(which)), LANES), what)
 
 
+class _Part(NamedTuple):
+    """Outputs and rows of x that one kernel does."""
+
+    groups: int
+    """At a time."""
+    rows: int
+    """At a time."""
+    first_group: int
+    first_row: int
+    units: int
+    tiles: int
+
+
+@lru_cache(1024)
+def _parts(groups: int, batch: int) -> list[_Part]:
+    """All outputs and rows: as many as possible by several at a time, the others one by one."""
+
+    def cut(total: int, size: int) -> list[tuple[int, int, int]]:  # (first, at a time, times)
+        whole = total // size
+        pieces = [(0, size, whole), (whole * size, 1, total - whole * size)]
+        return [piece for piece in pieces if piece[2]]
+
+    return [
+        _Part(group[1], row[1], group[0], row[0], group[2], row[2])
+        for row in cut(batch, ROWS)
+        for group in cut(groups, GROUPS)
+    ]
+
+
 def matmul(x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, layout: Layout, outputs: int) -> Tensor:
     """Compiled `lightning_nm.kernels.packed_nm.matmul`; x is multiplied as float32."""
-    dtype, groups = x.dtype, len(values)
-    batch, lanes = len(x), groups * LANES
+    dtype, (groups, chunks, _, _), batch = x.dtype, values.shape, x.shape[0]
+    lanes, size = groups * LANES, values.element_size()
     x = x.float()
-    if layout.reach > layout.inputs or not x.is_contiguous():
-        x = F.pad(x, (0, max(0, layout.reach - layout.inputs))).contiguous()
-    start = torch.zeros(lanes) if bias is None else F.pad(bias.float(), (0, lanes - outputs)).contiguous()
-    out = torch.empty(batch, lanes)
+    x = F.pad(x, (0, layout.reach - layout.inputs)) if layout.reach > layout.inputs else x.contiguous()
+    start = x.new_zeros(lanes) if bias is None else F.pad(bias.float(), (0, lanes - outputs)).contiguous()
+    out = x.new_empty(batch, lanes)
     values, positions = aligned(values), aligned(positions)
-    shape = layout._replace(inputs=0, chunks=0)
-    done = 0
-    for rows in (ROWS, 1):
-        tiles = (batch - done) // rows
-        if tiles:
-            _all_groups(shape, values, positions, x[done:], out[done:], start, layout.chunks, rows, tiles)
-            done += tiles * rows
+    shape, width = layout._replace(inputs=0, chunks=0), x.shape[1]
+    at = [tensor.data_ptr() for tensor in (values, positions, x, out, start)]
+    for part in _parts(groups, batch):
+        group, row = part.first_group, part.first_row
+        addresses = (
+            at[0] + group * chunks * shape.weights * LANES * size,
+            at[1] + group * chunks * shape.words * LANES * 4,
+            at[2] + row * width * 4,
+            at[3] + (row * lanes + group * LANES) * 4,
+            at[4] + group * LANES * 4,
+        )
+        kernel = _kernel(shape, values.dtype, part.groups, part.rows)
+        threads.run(kernel, part.units, (*addresses, chunks, width, lanes, part.tiles))
     return out[:, :outputs].to(dtype).contiguous()
-
-
-def _all_groups(
-    shape: Layout,
-    values: Tensor,
-    positions: Tensor,
-    x: Tensor,
-    out: Tensor,
-    start: Tensor,
-    chunks: int,
-    rows: int,
-    tiles: int,
-) -> None:
-    done = 0
-    for groups in (GROUPS, 1):
-        units = (len(values) - done) // groups
-        if units:
-            kernel = _kernel(shape, values.dtype, groups, rows)
-            addresses = (
-                values[done:].data_ptr(),
-                positions[done:].data_ptr(),
-                x.data_ptr(),
-                out[:, done * LANES :].data_ptr(),
-                start[done * LANES :].data_ptr(),
-            )
-            threads.run(kernel, units, (*addresses, chunks, x.stride(0), out.stride(0), tiles))
-            done += units * groups
