@@ -69,14 +69,14 @@ class Moves:
         return list(self._indices)
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
-        """A permuted copy of the tensor of that name."""
+        """A permuted copy of the tensor of that name; what does not move is returned as it is."""
         for dim, index in self._indices.get(name, ()):
             tensor = tensor.index_select(dim, index.to(tensor.device))
         return tensor
 
 
 def find_spaces(trace: Trace) -> list[Space]:
-    """Every space of a traced model, in the order of its parameters, those that stay last."""
+    """Every space of a traced model, in the order in which their parameters are first used, those that stay last."""
     channels = trace.channels
     kinds = _kinds(trace)
     reasons = channels.reasons()

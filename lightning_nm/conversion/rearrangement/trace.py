@@ -51,6 +51,7 @@ class Trace:
         return self.label(tensor, fresh)
 
     def label(self, tensor: Tensor, axes: Axes) -> Axes:
+        assert len(axes) == tensor.dim(), f"{len(axes)} labels for {tensor.dim()} dimensions"
         for axis, size in zip(axes, tensor.shape):
             if not isinstance(axis, str):
                 assert len(axis) == size, f"{len(axis)} channels for a dimension of {size}"

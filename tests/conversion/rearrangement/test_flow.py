@@ -267,3 +267,29 @@ def test_random_networks(program: list[tuple[str, int, int]]) -> None:
     flow = Flow(model, x)
     assert {"fc.weight[0]", "fc2.weight[1]"} <= moving(flow)
     assert_same_function(model, x, shuffled(flow))
+
+
+def test_operations_that_write_into_a_given_tensor() -> None:
+    """``out=`` is no operand: channels are followed into it as into any result."""
+
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.a(x).relu(), self.b(x)
+            with torch.no_grad():  # autograd forbids out=
+                joined = torch.empty(len(x), 16, dtype=x.dtype)
+                torch.cat([a, b], 1, out=joined)
+                stacked = torch.empty(len(x), 2, 8, dtype=x.dtype)
+                torch.stack([a, b], 1, out=stacked)
+            return self.c(joined) + stacked.sum((1, 2))[:, None]
+
+    model, x = Written(), torch.randn(5, 4)
+    flow = Flow(model, x)
+    assert {"a.weight[0]", "c.weight[1]"} <= moving(flow)
+    with torch.no_grad():
+        orders = shuffled(flow)
+        after = permuted(model, orders)
+        torch.testing.assert_close(after(x), model(x))

@@ -25,7 +25,8 @@ class Call:
         arguments = op._schema.arguments
         given = {argument.name: value for argument, value in zip(arguments, args)}
         given.update(kwargs)
-        self._arguments = {a.name: given.get(a.name, a.default_value) for a in arguments}
+        # what is only written to (out=) says nothing of what is written
+        self._arguments = {a.name: given.get(a.name, a.default_value) for a in arguments if not a.is_out}
         # relu_ is relu
         self.name = op._schema.name.partition("::")[2].rstrip("_")
 
