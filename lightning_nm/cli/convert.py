@@ -55,11 +55,11 @@ def main(args: Sequence[str]) -> int:
 
     calibration = {"samples": given.samples, "seed": given.seed, "call": imported(given.call) if given.call else None}
     selection = _select(model, checkpoint, given)
+    if given.rearrange and batches is not None:
+        print_table(
+            f"{given.checkpoint}, rearranged", Rearrangement.COLUMNS, _rearranged(model, selection, batches, given)
+        )
     try:
-        if given.rearrange:
-            assert batches is not None
-            moved = rearrange(model, _example(next(iter(batches)), given.device), selection, seed=given.seed)
-            print_table(f"{given.checkpoint}, rearranged", Rearrangement.COLUMNS, moved.rows())
         conversion = _convert(model, selection, batches, calibration, given)
     except (AttributeError, KeyError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(
@@ -113,6 +113,10 @@ def _refuse(given: argparse.Namespace) -> None:
         raise ValueError("name the pattern, --pattern N:M; or --m M to choose N by each layer's density")
     if given.data is None and (given.method == "adaprune" or given.scores == "activations" or given.rearrange):
         raise ValueError("AdaPrune, activation scores and --rearrange need calibration data: --data my.Data")
+    if given.rearrange and given.call is not None:
+        raise ValueError(
+            "--rearrange gives the model's forward the first element of a batch; it does not go with --call"
+        )
     try:
         torch.empty(0, device=given.device)
     except (RuntimeError, AssertionError) as error:  # no such device; torch built without it
@@ -172,23 +176,25 @@ def _batches(factory: Callable[..., Any], arguments: dict[str, Any], given: argp
 
 
 def _select(model: nn.Module, checkpoint: Mapping[str, Any], given: argparse.Namespace) -> Selection:
-    overrides: dict[str, Pattern | str | None] = {}
+    named: dict[str, Pattern | None] = {}
+    for written in given.override:
+        glob, equals, other = written.rpartition("=")
+        if not equals:
+            raise ValueError(f"--override {written}: write GLOB=N:M or GLOB=dense")
+        named[glob] = None if other == "dense" else parse(other)
     pattern: Pattern = parse(given.pattern) if given.m is None else NM(given.m, given.m)
+    elsewhere = [*given.ignore, *named]
+    overrides: dict[str, Pattern | str | None] = {}
     if given.m is not None:
-        overrides.update(overrides_for(model, given.m, given.confidence, ignore=given.ignore))
-        if overrides and not any(overrides.values()):
+        overrides.update(overrides_for(model, given.m, given.confidence, ignore=elsewhere))
+        if overrides and not any([*overrides.values(), *named.values()]):
             raise ValueError(
                 f"no layer has so many zeros that N:{given.m} with N < {given.m} would hold at confidence "
                 f"{given.confidence}; lower --confidence, or name the pattern with --pattern"
             )
     if given.global_budget:
-        overrides.update(global_budget(model, pattern, ignore=given.ignore))
-    for written in given.override:
-        glob, equals, other = written.rpartition("=")
-        if not equals:
-            raise ValueError(f"--override {written}: write GLOB=N:M or GLOB=dense")
-        overrides[glob] = None if other == "dense" else parse(other)
-    selection = select(model, pattern, ignore=given.ignore, overrides=overrides).require()
+        overrides.update(global_budget(model, pattern, ignore=elsewhere))
+    selection = select(model, pattern, ignore=given.ignore, overrides={**overrides, **named}).require()
     held = {plain_name(key) for key in checkpoint["state_dict"]}
     if absent := [weight.name for weight in selection.weights if weight.name not in held]:  # strict_loading = False
         raise ValueError(f"{given.checkpoint} does not hold {absent}; leave them dense with --ignore")
@@ -218,6 +224,16 @@ def _convert(
         progress=shown,
         **calibration,
     )
+
+
+def _rearranged(
+    model: nn.Module, selection: Selection, batches: Iterable[Any], given: argparse.Namespace
+) -> Sequence[Sequence[object]]:
+    """Reorder channels; the rows that say which."""
+    try:
+        return rearrange(model, _example(next(iter(batches)), given.device), selection, seed=given.seed).rows()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--rearrange: {' '.join(str(error).split())}") from error
 
 
 def _example(batch: Any, device: str) -> Any:

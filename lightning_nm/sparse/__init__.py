@@ -1,6 +1,11 @@
 """Sparse weights in packed storage. Knows no Lightning."""
 
+import torch
+
 from lightning_nm.sparse.blocks import PackedBlocks
 from lightning_nm.sparse.nm import PackedNM
+
+# they may lie in files that are loaded with weights_only=True: their constructors check what they are given
+torch.serialization.add_safe_globals([PackedBlocks, PackedNM])
 
 __all__ = ["PackedBlocks", "PackedNM"]

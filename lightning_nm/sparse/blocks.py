@@ -39,7 +39,11 @@ class PackedBlocks:
             len(self.shape) > 1 and self.dim in (0, 1), "a weight has two dimensions or more, and sums over one"
         )
         outputs, inputs = self.shape[other_dim(self.dim, len(self.shape))], self.shape[self.dim]
-        fits = outputs % n == 0 and taps * outputs * inputs == self.shape.numel()
+        self._require(
+            self.inputs.dtype in (torch.int16, torch.int32), f"inputs are int16 or int32, not {self.inputs.dtype}"
+        )
+        self._require(self.starts.dtype == torch.int32, f"starts are int32, not {self.starts.dtype}")
+        fits = n > 0 and outputs % n == 0 and taps * outputs * inputs == self.shape.numel()
         self._require(fits, f"blocks of {n} outputs and {taps} taps do not make up {list(self.shape)}")
         self._require(self.inputs.shape == (blocks,), f"{blocks} blocks have {list(self.inputs.shape)} inputs")
         self._require(
@@ -53,6 +57,10 @@ class PackedBlocks:
         places = rows_of(self.starts) * inputs + self.inputs
         self._require(bool((places.diff() > 0).all()), "the blocks of a row must be in the order of their inputs")
 
+    def __reduce__(self) -> tuple[type[PackedBlocks], tuple[object, ...]]:
+        # through the constructor, which checks what comes from a file
+        return PackedBlocks, (self.values, self.inputs, self.starts, self.shape, self.dim)
+
     @staticmethod
     def _require(holds: bool, reason: str) -> None:
         if not holds:
@@ -63,8 +71,10 @@ class PackedBlocks:
         """Pack a weight that obeys ``pattern``.
 
         Raises:
-            ValueError: it does not fit the pattern, or holds more blocks than that allows.
+            ValueError: it does not fit the pattern, holds more blocks than that allows, or nothing at all.
         """
+        if not weight.numel():
+            raise ValueError(f"a weight of shape {tuple(weight.shape)} holds nothing to pack")
         if excess := pattern.violations(weight, dim=dim):
             raise ValueError(
                 f"a weight of shape {tuple(weight.shape)} holds {excess} more blocks than {pattern} allows"
@@ -128,11 +138,15 @@ class PackedBlocks:
             raise ValueError(f"1xN weights are BSR matrices with blocks (N, 1), got {matrix.layout}")
         dim = dim % len(shape)
         taps = shape.numel() // (shape[dim] * shape[other_dim(dim, len(shape))])
-        columns = matrix.col_indices()
-        if len(columns) % taps or (columns.view(-1, taps) % taps != torch.arange(taps, device=columns.device)).any():
+        size = (shape[other_dim(dim, len(shape))], shape[dim] * taps)
+        if matrix.shape != size:
+            raise ValueError(f"a matrix of shape {tuple(matrix.shape)} is no weight of shape {tuple(shape)}: {size}")
+        columns, starts = matrix.col_indices(), matrix.crow_indices()
+        # all taps of an input, in order, in one row of blocks
+        first = columns[::taps].repeat_interleave(taps)[: len(columns)]
+        offset = torch.arange(len(columns), device=columns.device) % taps
+        if len(columns) % taps or (first % taps).any() or (columns != first + offset).any() or (starts % taps).any():
             raise ValueError(f"its blocks do not hold all {taps} taps of their inputs")
         narrow = torch.int16 if shape[dim] <= torch.iinfo(torch.int16).max else torch.int32
-        inputs = (columns.view(-1, taps)[:, 0] // taps).to(narrow)
         values = matrix.values().reshape(-1, taps, matrix.values().shape[1])
-        starts = torch.div(matrix.crow_indices(), taps, rounding_mode="floor").int()
-        return cls(values, inputs, starts, torch.Size(shape), dim)
+        return cls(values, (columns[::taps] // taps).to(narrow), (starts // taps).int(), torch.Size(shape), dim)

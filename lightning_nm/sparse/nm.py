@@ -44,6 +44,10 @@ class PackedNM:
         at = packed_nm.positions_of(self.positions, layout)
         _require(at.numel() == 0 or int(at.max()) < layout.window, f"positions must be less than {layout.window}")
 
+    def __reduce__(self) -> tuple[type[PackedNM], tuple[object, ...]]:
+        # through the constructor, which checks what comes from a file
+        return PackedNM, (self.values, self.positions, self.n, self.m, self.shape, self.dim)
+
     @property
     def outputs(self) -> int:
         return self.shape[other_dim(self.dim, len(self.shape))]
@@ -57,8 +61,10 @@ class PackedNM:
         """Pack a weight that obeys ``pattern``: row-wise, transposable or vector-wise N:M.
 
         Raises:
-            ValueError: it does not fit the pattern or breaks it, or M is above 32.
+            ValueError: it does not fit the pattern or breaks it, holds nothing at all, or M is above 32.
         """
+        if not weight.numel():
+            raise ValueError(f"a weight of shape {tuple(weight.shape)} holds nothing to pack")
         if pattern.m > LARGEST_M:
             raise ValueError(f"{pattern} weights cannot be packed: M is at most {LARGEST_M}")
         pattern.check(weight, dim)
@@ -102,8 +108,7 @@ class PackedNM:
 def _matrix(weight: Tensor, dim: int) -> Tensor:
     """``[O, T * I]``."""
     outputs = other_dim(dim, weight.dim())
-    rows = weight.movedim((outputs, dim), (0, 1)).movedim(1, -1)
-    return rows.reshape(weight.shape[outputs], -1) if weight.numel() else rows.new_zeros(weight.shape[outputs], 0)
+    return weight.movedim((outputs, dim), (0, 1)).movedim(1, -1).reshape(weight.shape[outputs], -1)
 
 
 def _require(holds: bool, reason: str) -> None:

@@ -154,6 +154,16 @@ def test_one_budget_for_all_layers(folder, out):
     assert main(["report", str(out)]) == 0
 
 
+def test_a_shared_budget_is_that_of_the_layers_that_share_it(folder, out):
+    """What an override takes out gives and takes nothing."""
+    words = ["--model=tests.cli.mine.Net", "--pattern=unstructured@0.5", "--global-budget", "--override=head=dense"]
+    assert convert(folder, out, *words) == 0
+    weights = torch.load(out, weights_only=True)["state_dict"]
+    kept = [weights[name] != 0 for name in ("body.0.weight", "body.3.weight")]
+    assert sum(int(mask.sum()) for mask in kept) == sum(mask.numel() for mask in kept) // 2
+    assert bool((weights["head.weight"] != 0).all())
+
+
 def test_rearranged_first(folder, out, capsys):
     """The table says what moved; the masks keep more than without."""
 
@@ -246,6 +256,7 @@ def test_an_existing_file_is_overwritten_only_if_forced(folder, out, capsys):
         (["--model=tests.cli.mine.Data", "--pattern=2:4"], "Data made a Data, not a module"),
         ([*LIGHTNING, "--data.rows=64", "--call=tests.cli.mine.plain"], "cannot be run on the batches of"),
         ([*LIGHTNING[:1], "--data=tests.cli.mine.NeedsTrainer", *LIGHTNING[2:]], "no batches without a Trainer (Attr"),
+        ([*LIGHTNING, "--rearrange", "--call=tests.cli.mine.plain"], "does not go with --call"),
         (["--model=tests.cli.mine.Net", "--m=4"], "no layer has so many zeros that N:4 with N < 4"),
     ],
 )

@@ -86,6 +86,8 @@ def test_a_weight_that_breaks_its_pattern() -> None:
         ("inputs", lambda t: -t - 1),
         ("inputs", lambda t: t.flip(0)),
         ("inputs", lambda t: t[:-1]),
+        ("inputs", lambda t: t.long()),
+        ("starts", lambda t: t.long()),
         ("starts", lambda t: t + 1),
         ("starts", lambda t: t.flip(0)),
         ("starts", lambda t: t[:-1]),
@@ -132,3 +134,32 @@ def test_inputs_that_do_not_fit() -> None:
             packed.linear(torch.randn(2, 4))
     with pytest.raises(ValueError, match=r"a bias of shape \(7,\) for 8 outputs"):
         PackedBlocks.pack(sparse((8, 6), Block1xN(4, 0.5)), Block1xN(4, 0.5)).linear(torch.randn(3, 6), torch.randn(7))
+
+
+@pytest.mark.parametrize(
+    ("columns", "starts", "shape"),
+    [
+        ([0, 3], [0, 2], [2, 2, 2]),  # one tap of each of two inputs
+        ([0, 1], [0, 1, 2], [4, 2, 2]),  # the taps of an input in two rows
+        ([1, 2], [0, 2], [2, 2, 2]),
+    ],
+)
+def test_taps_of_different_inputs_make_no_block(columns: list[int], starts: list[int], shape: list[int]) -> None:
+    """Nor do those of different outputs."""
+    size = (shape[0], shape[1] * shape[2])
+    matrix = torch.sparse_bsr_tensor(torch.tensor(starts), torch.tensor(columns), torch.ones(2, 2, 1), size=size)
+    with pytest.raises(ValueError, match="all 2 taps"):
+        PackedBlocks.from_bsr(matrix, torch.Size(shape))
+
+
+def test_a_matrix_of_another_size() -> None:
+    """Is no such weight."""
+    with pytest.raises(ValueError, match=r"\(8, 8\) is no weight of shape \(8, 16\)"):
+        PackedBlocks.from_bsr(torch.eye(8).to_sparse_bsr((4, 1)), torch.Size([8, 16]))
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (16, 0)])
+def test_empty_weights_are_not_packed(shape: tuple[int, int]) -> None:
+    """The message says so."""
+    with pytest.raises(ValueError, match="holds nothing to pack"):
+        PackedBlocks.pack(torch.empty(shape), Block1xN(4, 0.5))

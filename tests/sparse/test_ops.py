@@ -99,3 +99,71 @@ def test_what_does_not_fit_is_refused() -> None:
         given[wrong[0]] = wrong[1]
         with pytest.raises(ValueError):
             operator(*given)
+
+
+@pytest.mark.parametrize(("starts", "inputs"), [(10**9, 0), (-5, 0), (0, 10**9), (0, -7)])
+def test_corrupt_blocks_read_nothing_beyond_their_ends(starts: int, inputs: int) -> None:
+    """Called directly with indices of nowhere: some numbers, and no crash."""
+    operator, (x, values, which, rows, bias) = calls(False)[1]
+    which, rows = which.int(), rows.clone()
+    which[3] = inputs or which[3]
+    rows[1] = starts or rows[1]
+    assert operator(x, values, which, rows, bias).shape == (3, 5, 32)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_dtypes_and_devices_are_checked(which: int) -> None:
+    """Kernels take addresses: they would read other numbers, or another device's memory."""
+    operator, arguments = calls(True)[which]
+    tensors = [i for i, a in enumerate(arguments) if isinstance(a, Tensor)]
+    for wrong in (*[i for i in tensors if not arguments[i].is_floating_point()], 0):
+        given = list(arguments)
+        given[wrong] = given[wrong].long()
+        with pytest.raises(ValueError, match="int64"):
+            operator(*given)
+    for wrong in tensors:
+        given = list(arguments)
+        given[wrong] = given[wrong].to("meta")
+        with pytest.raises(ValueError, match="move them to one"):
+            operator(*given)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradients_are_refused(which: int) -> None:
+    """Not zero in silence; without gradients nothing is said."""
+    operator, (x, *packed) = calls(False)[which]
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        operator(x, *packed)
+    with torch.no_grad():
+        assert not operator(x, *packed).requires_grad
+
+
+@pytest.mark.parametrize("weight", [nm_weight, block_weight])
+def test_autocast_leaves_double_precision_alone(weight: Callable[[], tuple[Tensor, Any]]) -> None:
+    """As it does for ``F.linear``."""
+    _, packed = weight()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed.linear(torch.randn(3, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_patterns_that_no_kernel_has() -> None:
+    """Windows hold 32 inputs at most, and whole groups."""
+    values, positions = torch.zeros(1, 1, 64, 16), torch.zeros(1, 1, 16, 16, dtype=torch.int32)
+    for n, m, inputs in ((64, 64, 64), (1, 4, 63), (0, 4, 64), (1, 0, 64)):
+        with pytest.raises(ValueError, match="does not fit"):
+            ops.nm_linear(torch.randn(3, inputs), values, positions, None, n, m, 16)
+
+
+@pytest.mark.parametrize("weight", [nm_weight, block_weight])
+def test_saved_and_loaded(weight: Callable[[], tuple[Tensor, Any]], tmp_path) -> None:
+    """With weights_only=True; a file whose indices were damaged is refused."""
+    dense, packed = weight()
+    torch.save(packed, tmp_path / "packed.pt")
+    assert torch.equal(torch.load(tmp_path / "packed.pt", weights_only=True).unpack(), dense)
+    index = packed.positions if isinstance(packed, PackedNM) else packed.inputs
+    index.fill_(-1)
+    torch.save(packed, tmp_path / "damaged.pt")
+    if isinstance(packed, PackedBlocks):  # any four bits are a position among sixteen
+        with pytest.raises(ValueError, match="corrupt"):
+            torch.load(tmp_path / "damaged.pt", weights_only=True)

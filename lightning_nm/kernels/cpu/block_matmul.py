@@ -10,6 +10,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
+from lightning_nm.kernels import packed_blocks
 from lightning_nm.kernels.cpu import threads
 from lightning_nm.kernels.cpu.emit import I16, I32, I64, LANES, Kernel, Value, number, zeros
 from lightning_nm.kernels.cpu.machine import compiled
@@ -19,7 +20,7 @@ SUMS = 8
 """Vectors of sums that a kernel holds for its rows of x; more, and what passes through finds no register."""
 CHAINS = 8
 """Multiply-adds that hide each other's latency: where sums are fewer, several blocks have sums of their own."""
-_VALUES, _INPUTS, _STARTS, _X, _OUT, _BIAS, _WIDTH, _OUT_STRIDE, _TILES = range(2, 11)
+_VALUES, _INPUTS, _STARTS, _X, _OUT, _BIAS, _WIDTH, _OUT_STRIDE, _TILES, _BLOCKS = range(2, 12)
 
 
 @cache
@@ -32,10 +33,12 @@ def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int) -> Callable[[int]
     starts, x = kernel.address(_STARTS, I32), kernel.address(_X)
     out, bias = kernel.address(_OUT), kernel.address(_BIAS)
     width, out_stride, tiles = kernel.argument(_WIDTH), kernel.argument(_OUT_STRIDE), kernel.argument(_TILES)
+    held, last = kernel.argument(_BLOCKS), b.sub(width, number(1))
     unrolled = max(1, CHAINS // (rows * vectors))
 
     def unit(row: Value) -> None:
-        first, end = (b.sext(b.load(b.gep(starts, [b.add(row, number(i))])), I64) for i in (0, 1))
+        # whatever the tensors hold, nothing is read beyond their ends
+        first, end = (kernel.at_most(b.zext(b.load(b.gep(starts, [b.add(row, number(i))])), I64), held) for i in (0, 1))
         blocks = b.sub(end, first)
         outputs = [kernel.sum(kernel.times(row, n), number(v * LANES)) for v in range(vectors)]
         start = [kernel.load(bias, output) for output in outputs]
@@ -44,7 +47,8 @@ def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int) -> Callable[[int]
             place = kernel.times(kernel.times(index, rows), width)
 
             def block(which: Value, sums: list[Value]) -> list[Value]:
-                column = kernel.times(b.zext(b.load(b.gep(inputs, [which])), I64), rows)
+                column = kernel.at_most(b.zext(b.load(b.gep(inputs, [which])), I64), last)
+                column = kernel.times(column, rows)
                 weights = [
                     floats(
                         kernel, kernel.load_aligned(values, b.add(kernel.times(which, n), number(v * LANES)), vector)
@@ -99,6 +103,8 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tens
     n = values.shape[1]
     values, inputs, starts = aligned(values), aligned(inputs), aligned(starts)
     outputs, batch = (len(starts) - 1) * n, len(x)
+    if not x.shape[1]:  # no input to read
+        return packed_blocks.matmul(x, values, inputs, starts, bias)
     start = torch.zeros(outputs) if bias is None else bias.float().contiguous()
     out = torch.empty(batch, outputs)
     done, most = 0, max(1, SUMS * LANES // n)
@@ -109,6 +115,6 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tens
             some = x[done : done + tiles * rows].float().view(tiles, rows, -1).transpose(1, 2).contiguous()
             kernel = _kernel(n, values.dtype, inputs.dtype == torch.int32, rows)
             addresses = [t.data_ptr() for t in (values, inputs, starts, some, out[done:], start)]
-            threads.run(kernel, len(starts) - 1, (*addresses, x.shape[1], out.stride(0), tiles))
+            threads.run(kernel, len(starts) - 1, (*addresses, x.shape[1], outputs, tiles, len(values)))
             done += tiles * rows
     return out.to(x.dtype)

@@ -161,6 +161,10 @@ class Kernel:
             total = self.builder.add(total, term)
         return total
 
+    def at_most(self, a: Value, b: Value) -> Value:
+        """The lesser of two unsigned numbers."""
+        return self.builder.select(self.builder.icmp_unsigned("<", a, b), a, b)
+
     def times(self, a: Value, b: Value | int) -> Value:
         return self.builder.mul(a, number(b) if isinstance(b, int) else b)
 
