@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lightning_nm.conversion.rearrangement.commit import check_writable, commit
 from lightning_nm.conversion.rearrangement.flow import Flow
 from lightning_nm.conversion.rearrangement.report import Rearranged, Rearrangement
 from lightning_nm.conversion.rearrangement.search import best_order
@@ -39,13 +39,18 @@ def rearrange(
     (to 1e-10 of the outputs' largest magnitude, in evaluation and training mode, on ``example_input`` and on random
     inputs, parameters and statistics) before anything is changed.
 
-    Do it before training: parameters keep their identity, and gradients that they hold are permuted with them, but
-    **optimizer state is not** (momentum would belong to other channels), nor are averaged copies of the weights or what
-    a `Sparsifier` keeps hidden. Weights are copied bit for bit.
+    What ``example_input`` does not exercise cannot be followed. A parameter or buffer that takes part in no run, and
+    that might hold channels that move, is refused by name; that another input would use a parameter in yet another
+    place, or would take a branch without parameters, cannot be noticed.
+
+    Do it before training: parameters keep their identity, and gradients that they hold are replaced by permuted ones,
+    but **optimizer state is not** (momentum would belong to other channels), nor are averaged copies of the weights or
+    what a `Sparsifier` keeps hidden. Weights are copied bit for bit.
 
     A space of 1,000 channels takes seconds under N:M, vector-wise N:M and 1xN. Transposable patterns, the outputs of
     vector-wise ones and patterns of your own mask whole weights anew for each trial: right, but slow in large layers.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
     >>> result = rearrange(model, torch.randn(2, 8), "2:4")
     >>> [space.weights for space in result.spaces if space.moved], result.after > result.before
@@ -54,7 +59,8 @@ def rearrange(
     Args:
         model: trained, on any device, in any mode and dtype.
         example_input: one input: a tensor, a tuple of positional arguments, or a dict of keyword arguments. With batch
-            norm, at least two samples.
+            norm, at least two samples. Or a list of several such inputs, so that together they take every path through
+            the model: optional arguments, experts, branches.
         pattern: for every weight that it fits, or the selection of those that will be sparse, each with its own
             pattern: ``select(model, pattern, ignore=[...])``.
         search: ``"exchange"`` swaps channels for as long as that gains; ``"sort"`` only sorts them by their norms (the
@@ -67,7 +73,8 @@ def rearrange(
 
     Raises:
         ValueError: nothing is selected; the model cannot be copied or run on ``example_input``; weights are sharded,
-            share memory, are expanded, or hold NaN or infinity; an unknown search.
+            share memory, are expanded, or hold NaN or infinity; a parameter that no run uses might hold what would
+            move; two runs of the model as it is differ; an unknown search.
         RuntimeError: the permuted model would compute something else. The model is left as it was, bit for bit.
     """
     if search not in SEARCHES:
@@ -87,9 +94,9 @@ def rearrange(
             orders.append((space, order))
     if orders:
         moves = Moves(orders)
-        _check_memory(flow.tensors, moves.names)
+        check_writable(flow.tensors, moves)
         flow.verify(orders)
-        _commit(flow.tensors, moves)
+        commit(flow.tensors, moves)
     return Rearrangement(reports, before, weights.share(), flow.notes)
 
 
@@ -113,25 +120,3 @@ def _rearrange_space(
     if not weights.move(names, Moves([(space, order)])):
         return None, report._replace(reason="no better order was found", before=before, after=before)
     return order, report._replace(moved=True, before=before, after=weights.share(names))
-
-
-def _check_memory(tensors: dict[str, Tensor], moved: list[str]) -> None:
-    """What two names share without being one tensor would be permuted twice; an expanded tensor cannot be written."""
-    starts: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        other = starts.setdefault(tensor.data_ptr(), name)
-        if other != name and tensor.numel() and {name, other} & set(moved):
-            raise ValueError(
-                f"{other} and {name} share memory without being one parameter; assign one to the other's name"
-            )
-        if name in moved and any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape)):
-            raise ValueError(f"{name} is an expanded tensor, which cannot be permuted in place; make it contiguous")
-
-
-@torch.no_grad()
-def _commit(tensors: dict[str, Tensor], moves: Moves) -> None:
-    for name in moves.names:
-        tensor = tensors[name]
-        tensor.copy_(moves.apply(name, tensor))
-        if tensor.grad is not None:
-            tensor.grad.copy_(moves.apply(name, tensor.grad))

@@ -23,7 +23,7 @@ class Trace:
     """Labels every tensor of a run with the channels that its dimensions hold.
 
     Args:
-        held: the model's parameters and buffers by name, as the very tensors that the run uses.
+        held: the model's parameters and buffers by name, as the very tensors that a run uses.
     """
 
     def __init__(self, held: Mapping[str, Tensor]) -> None:
@@ -35,8 +35,18 @@ class Trace:
         """What the dimensions of the parameters and buffers hold that were used, by name."""
         self._names = WeakTensorKeyDictionary()
         self._labels = WeakTensorKeyDictionary()
+        self.failures: list[str] = []
+        """Operations whose rules failed; what they met is fixed."""
+        self.hold(held)
+
+    def hold(self, held: Mapping[str, Tensor]) -> None:
+        """The same parameters and buffers as the tensors of another run: they hold what they held."""
         for name, tensor in held.items():
             self._names[tensor] = name
+
+    def used(self, held: Mapping[str, Tensor]) -> set[str]:
+        """Which of the parameters and buffers their run used."""
+        return {name for name, tensor in held.items() if tensor in self._labels}
 
     def axes(self, tensor: Tensor) -> Axes:
         """What the dimensions of ``tensor`` hold."""
@@ -46,9 +56,9 @@ class Trace:
         if tensor not in self._names:
             return self.label(tensor, ("a constant inside the model",) * tensor.dim())
         name = self._names[tensor]
-        fresh = tuple(self.channels.new(size) if size > 1 else SINGLE for size in tensor.shape)
-        self.held[name] = fresh
-        return self.label(tensor, fresh)
+        if name not in self.held:
+            self.held[name] = tuple(self.channels.new(size) if size > 1 else SINGLE for size in tensor.shape)
+        return self.label(tensor, self.held[name])
 
     def label(self, tensor: Tensor, axes: Axes) -> Axes:
         assert len(axes) == tensor.dim(), f"{len(axes)} labels for {tensor.dim()} dimensions"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections.abc import Callable
+from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nm.conversion.rearrangement.flow import TOLERANCE, Flow
+from lightning_nm.conversion.rearrangement.flow import TOLERANCE, Flow, _apart
 from lightning_nm.conversion.rearrangement.spaces import Moves, Space
 from tests.conversion.rearrangement.networks import NETWORKS, network, outputs, random_values
 
@@ -49,6 +53,7 @@ def test_every_space_moves_and_the_function_stays(name: str) -> None:
     model, x = network(name)
     flow = Flow(model, x)
     orders = shuffled(flow)
+    assert not flow.notes
     assert NETWORKS[name].moves <= moving(flow)
     assert not NETWORKS[name].stays & moving(flow)
     assert flow.difference(orders) <= TOLERANCE
@@ -113,7 +118,7 @@ def test_an_unknown_operation_is_named() -> None:
 
 
 def test_example_inputs() -> None:
-    """A tensor, several arguments, or keyword arguments."""
+    """A tensor, several arguments, keyword arguments, or a list of those."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -124,8 +129,10 @@ def test_example_inputs() -> None:
             return {"out": self.c(self.a(x) + self.b(y))}
 
     x, y = torch.randn(2, 4), torch.randn(2, 5)
-    for example in ((x, y), [x, y], {"x": x, "y": y}):
+    for example in ((x, y), {"x": x, "y": y}, [(x, y), {"x": x, "y": y}]):
         assert moving(Flow(Two(), example)) == {"a.weight[0]", "b.weight[0]", "c.weight[1]"}
+    with pytest.raises(ValueError, match="give at least one"):
+        Flow(Two(), [])
 
 
 def test_models_that_cannot_be_run() -> None:
@@ -164,13 +171,155 @@ class _Normed(nn.Module):
 
 
 def test_training_that_cannot_be_run() -> None:
-    """A note where evaluation has seen every parameter, an error where it has not."""
+    """A note where evaluation has seen every parameter; an error where it has not, with what training said."""
     (note,) = Flow(_Normed(False), torch.randn(1, 4)).notes
     assert note.startswith("only evaluation was compared")
     assert "more than 1 value per channel" in note
-    with pytest.raises(ValueError, match=r"unused\.weight \(of 2\) takes no part in evaluation"):
-        Flow(_Normed(True), torch.randn(1, 4))
-    assert not Flow(_Normed(True), torch.randn(2, 4)).notes
+    flow = Flow(_Normed(True), torch.randn(1, 4))
+    with pytest.raises(ValueError, match=r"unused\.weight.*more than 1 value per channel"):
+        flow.verify(shuffled(flow))
+
+
+def test_what_no_run_uses_is_noted_or_refused() -> None:
+    """It could read the channels that move, by its shape; if it could not, it is none of their business."""
+    model, x = _Normed(True), torch.randn(2, 4)
+    flow = Flow(model, x)
+    with pytest.raises(ValueError, match=r"^unused\.weight: used in no run.*Give an example_input that uses it"):
+        flow.verify(shuffled(flow))
+    model.unused = nn.Linear(7, 3)
+    flow = Flow(model, x)
+    assert flow.notes == ["not used in any run, and not changed: unused.weight, unused.bias"]
+    flow.verify(shuffled(flow))
+
+
+class _Optional(nn.Module):
+    """What is read off one input alone would change the function of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(5, 8)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.a(x)
+        return self.b(h if c is None else h + self.c(c))
+
+
+def test_several_inputs_that_together_use_everything() -> None:
+    """An optional argument."""
+    x, c = torch.randn(2, 4), torch.randn(2, 5)
+    flow = Flow(_Optional(), x)
+    with pytest.raises(ValueError, match=r"^c\.weight, c\.bias: used in no run"):
+        flow.verify(shuffled(flow))
+    model = _Optional()
+    flow = Flow(model, [x, (x, c)])
+    assert moving(flow) == {"a.weight[0]", "b.weight[1]", "c.weight[0]"}
+    flow.verify(shuffled(flow))
+    after = permuted(model, shuffled(flow))
+    for example in ((x,), (x, c)):
+        assert torch.allclose(model(*example), after(*example), atol=1e-6)
+
+
+class _Auxiliary(nn.Module):
+    """Training fails between the layers of a part that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.aux = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.b(self.a(x)), self.aux(x)) if self.training else (self.b(self.a(x)),)
+
+
+def test_what_a_run_met_before_it_failed_was_not_seen() -> None:
+    """Otherwise the channels that it made last would move, and nothing that reads them."""
+    flow = Flow(_Auxiliary(), torch.randn(1, 4))
+    with pytest.raises(ValueError, match=r"aux\.0\.weight, aux\.0\.bias"):
+        flow.verify(shuffled(flow))
+
+
+class _Stateful(nn.Module):
+    """State in a buffer that is assigned anew, in Python, and random numbers that are not torch's."""
+
+    def __init__(self, function: Callable[[nn.Module], float]) -> None:
+        super().__init__()
+        self.a, self.b, self.function, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), function, 0
+        self.register_buffer("r", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, self.calls = self.a(x), self.calls + 1
+        self.r = 0.9 * self.r + h.mean(0)
+        return self.b(h + self.r) * (self.calls + self.function(self))
+
+
+def test_state_begins_anew_with_each_run() -> None:
+    """What a run leaves in the model does not tell it from the next; random numbers come as they would have."""
+    random.seed(3)
+    model = _Stateful(lambda _: random.random() + np.random.rand())
+    flow = Flow(model, torch.randn(2, 4))
+    flow.verify(shuffled(flow))
+    assert {"a.weight[0]", "b.weight[1]"} <= moving(flow)
+    assert model.calls == 0
+    drawn = random.random()
+    random.seed(3)
+    assert random.random() == drawn
+
+
+def test_a_model_that_is_not_deterministic() -> None:
+    """Is called that, rather than that a space is blamed."""
+    calls = count()
+    flow = Flow(_Stateful(lambda _: next(calls)), torch.randn(2, 4))
+    with pytest.raises(ValueError, match="the model is not deterministic"):
+        flow.verify(shuffled(flow))
+
+
+def test_another_number_of_outputs_is_another_function() -> None:
+    class More(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.a(x)] * (1 + next(calls))
+
+    calls = count()
+    assert Flow(More(), torch.randn(2, 4)).difference([]) == float("inf")
+
+
+def test_what_random_values_cannot_compare_is_noted() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) * (x == 1).all().double().log().exp() / (x == 1).all()
+
+    notes = Flow(Narrow(), torch.ones(2, 4)).notes
+    assert len(notes) == 2
+    assert notes[0] == (
+        "nothing was compared in one of the runs (evaluation, random values): the model returns nothing finite"
+    )
+
+
+class _Complex(nn.Module):
+    """Multiplies in the frequency domain, and returns what is complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.weight = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(self.b(self.a(x).relu())) * self.weight
+
+
+def test_complex_outputs() -> None:
+    """They are compared by how far they are apart, as any numbers; complex parameters stay complex."""
+    flow = Flow(_Complex(), torch.randn(2, 4))
+    assert "a.weight[0]" in moving(flow)
+    assert flow.difference(shuffled(flow)) <= TOLERANCE
+    assert _apart(torch.tensor([1 + 0j, 2j]), torch.tensor([1 + 0j, 1j])) == 0.5
 
 
 class Random(nn.Module):

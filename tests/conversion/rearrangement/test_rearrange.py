@@ -174,6 +174,27 @@ def test_models_that_are_refused() -> None:
         rearrange(model, torch.randn(2, 8), "2:4")
 
 
+def test_a_parameter_that_no_run_uses() -> None:
+    """Refused before anything is changed, if it might hold channels that would move."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.experts = nn.Linear(8, 16), nn.ModuleList(nn.Linear(16, 8) for _ in range(2))
+
+        def forward(self, x: Tensor, expert: int = 0) -> Tensor:
+            return self.experts[expert](self.a(x))
+
+    model, x = Experts(), torch.randn(3, 8)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"experts\.1\.weight.*used in no run.*a list of several"):
+        rearrange(model, x, "2:4")
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    expected = [model(x, expert) for expert in range(2)]
+    assert "experts.1.weight[1]" in moved(rearrange(model, [(x, 0), (x, 1)], "2:4"))
+    assert all(torch.allclose(model(x, expert), expected[expert], atol=1e-6) for expert in range(2))
+
+
 def test_the_result_is_the_same_every_time() -> None:
     first, second = network("MobileNet-V2")[0], network("MobileNet-V2")[0]
     x: Tensor = NETWORKS["MobileNet-V2"].input()

@@ -109,3 +109,45 @@ def test_models_that_cannot_be_copied() -> None:
     model.result = model.weight * 2
     with pytest.raises(ValueError, match="cannot be copied"):
         Shadow(model, torch.randn(1, 2))
+
+
+def test_copies_that_are_no_copies() -> None:
+    """Whatever ran on them would change the model."""
+
+    class Itself(nn.Linear):
+        def __deepcopy__(self, memo: object) -> Itself:
+            return self
+
+    with pytest.raises(ValueError, match=r"cannot be copied: 0\.weight is shared with the copy"):
+        Shadow(nn.Sequential(Itself(2, 2)), torch.randn(1, 2))
+
+
+def test_masks_stay_masks() -> None:
+    """Noise on infinities, or of their scale, would make every output NaN, which equals NaN."""
+    model = nn.Linear(4, 4)
+    least = torch.finfo(torch.float32).min
+    model.register_buffer("infinite", torch.full((4, 4), -torch.inf).triu(1))
+    model.register_buffer("least", torch.full((4, 4), least).triu(1))
+    shadow = Shadow(model, torch.randn(2, 4))
+    shadow.run(Case(False, True))
+    for name, value in (("infinite", -torch.inf), ("least", least)):
+        mask = shadow.held[name]
+        assert (mask[torch.ones(4, 4).triu(1) > 0] == value).all()
+        assert (mask.tril().abs() < 10).all()
+
+
+def test_what_hooks_write_to_the_model_is_undone() -> None:
+    """They are not copied with it, so the buffers that they reach are its own; written to or assigned anew."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.register_buffer("seen", torch.zeros(4))
+    model.register_buffer("last", torch.zeros(4))
+    last = model.last
+
+    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+        model.seen += 1
+        model.last = output.detach().mean(0)
+
+    model[0].register_forward_hook(hook)
+    Shadow(model, torch.randn(2, 4)).run(EVALUATION)
+    assert torch.equal(model.seen, torch.zeros(4))
+    assert model.last is last

@@ -47,6 +47,18 @@ def test_what_was_used_is_held_by_name() -> None:
     assert [*trace.held] == ["b", "a"]
 
 
+def test_the_same_parameter_in_another_run() -> None:
+    """Another tensor of that name holds the same channels; whether it was used is known of each run."""
+    first, second = torch.randn(3), torch.randn(3)
+    trace = Trace({"weight": first})
+    axes = trace.axes(first)
+    trace.hold({"weight": second})
+    assert trace.used({"weight": first}) == {"weight"}
+    assert trace.used({"weight": second}) == set()
+    assert trace.axes(second)[0] is axes[0]
+    assert trace.used({"weight": second}) == {"weight"}
+
+
 def test_single_positions_of_a_parameter() -> None:
     """A dimension of one position has no channel, an empty one neither."""
     weight = torch.randn(3, 1, 0)

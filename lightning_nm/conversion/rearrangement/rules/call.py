@@ -68,6 +68,8 @@ Rule = Callable[[Call], list[Axes]]
 _RULES: dict[str, Rule] = {}
 _BY_PATTERN: list[tuple[re.Pattern[str], Rule]] = []
 
+_UNKNOWN = "{} is not known to keep channels apart"
+
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """For the operations of these names: ``aten::`` and the underscore of in-place variants left out."""
@@ -92,10 +94,18 @@ def rule_like(pattern: str) -> Callable[[Rule], Rule]:
 def observe(trace: Trace, op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
     """Label what an ATen operation made, and join what it ties together."""
     outputs = [t for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)]
-    labels = _apply(Call(trace, op, args, kwargs, outputs))
-    for tensor, axes in zip(outputs, labels):
-        trace.label(tensor, axes)
-    trace.fix_all(outputs[len(labels) :], f"a side result of {op}")
+    call = Call(trace, op, args, kwargs, outputs)
+    try:
+        labels = _apply(call)
+        for tensor, axes in zip(outputs, labels):
+            trace.label(tensor, axes)
+    except Exception as error:  # a rule that is wrong of an unforeseen call costs its channels, not the whole model
+        trace.failures.append(f"{op}: {type(error).__name__}: {error}")
+        _unknown(call)
+        for tensor in outputs:
+            trace.label(tensor, (_UNKNOWN.format(op),) * tensor.dim())
+    else:
+        trace.fix_all(outputs[len(labels) :], f"a side result of {op}")
 
 
 def _apply(call: Call) -> list[Axes]:
@@ -110,5 +120,5 @@ def _apply(call: Call) -> list[Axes]:
 
 def _unknown(call: Call) -> list[Axes]:
     for tensor in call.tensors:
-        call.trace.fix(tensor, f"{call.op} is not known to keep channels apart")
+        call.trace.fix(tensor, _UNKNOWN.format(call.op))
     return []

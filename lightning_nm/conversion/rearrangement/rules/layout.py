@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from lightning_nm.conversion.rearrangement.channels import Ids
 from lightning_nm.conversion.rearrangement.rules.call import Call, rule
 from lightning_nm.conversion.rearrangement.rules.views import reshaped
 from lightning_nm.conversion.rearrangement.trace import SINGLE, Axes, Axis
+
+_INDEXED = "indexed by a tensor"
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "_reshape_copy", "view_copy")
@@ -194,15 +197,22 @@ def embedding(call: Call) -> list[Axes]:
 
 @rule("index")
 def index(call: Call) -> list[Axes]:
-    """Indexed by one tensor along one dimension, the others are untouched."""
+    """Indexed by one tensor along one dimension, or by a mask over some: the others are untouched."""
     axes, indices = call.axes("self"), call["indices"]
     used = [d for d, at in enumerate(indices) if at is not None]
-    if len(used) > 1 or indices[used[0]].dtype == bool:
-        call.trace.fix(call["self"], "indexed along several dimensions")
+    if len(used) != 1:
+        call.trace.fix_all(call.tensors, "indexed along several dimensions")
         return []
     (d,) = used
-    call.trace.pin(axes[d], "indexed by a tensor")
-    return [(*axes[:d], *["indexed by a tensor"] * indices[d].dim(), *axes[d + 1 :])]
+    places = call.trace.axes(indices[d])
+    covered = 1
+    if indices[d].dtype in (torch.bool, torch.uint8):
+        # the places where it is true, in order, in the stead of all that it covers
+        call.trace.fix(indices[d], _INDEXED)
+        places, covered = (_INDEXED,), indices[d].dim()
+    for axis in axes[d : d + covered]:
+        call.trace.pin(axis, _INDEXED)
+    return [(*axes[:d], *places, *axes[d + covered :])]
 
 
 @rule("index_select")
@@ -210,6 +220,7 @@ def index_select(call: Call) -> list[Axes]:
     axes = list(call.axes("self"))
     if axes:
         d = call["dim"]
-        call.trace.pin(axes[d], "indexed by a tensor")
-        axes[d] = "indexed by a tensor"
+        call.trace.pin(axes[d], _INDEXED)
+        # an index without dimensions picks one
+        axes[d] = next(iter(call.axes("index")), SINGLE)
     return [tuple(axes)]

@@ -32,6 +32,7 @@ def check(op: Op, moves: bool) -> None:
     torch.manual_seed(0)
     model, x = random_values(Between(op)), torch.randn(2, 3, 4, 6)
     flow = Flow(model, x)
+    assert not flow.notes
     assert ("a.weight[0]" in moving(flow)) is moves
     orders = shuffled(flow)
     assert flow.difference(orders) <= TOLERANCE

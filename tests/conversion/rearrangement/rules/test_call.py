@@ -267,3 +267,18 @@ def test_which_rule_goes_first() -> None:
     rule("digamma", "det")(lambda call: [("name",) * call.outputs[0].dim()])
     assert trace.axes(observed(trace, aten.digamma.default, x)) == ("name",)
     assert trace.axes(observed(trace, aten.det.default, torch.rand(2, 3, 3))) == ("name",)
+
+
+def test_a_rule_that_fails() -> None:
+    """Costs the channels that it meets, whatever it labelled before; and is told."""
+
+    @rule("relu")
+    def wrong(call: Call) -> list[Axes]:
+        return [()]
+
+    trace, x, _ = labelled(2, 3)
+    y = observed(trace, aten.relu.default, x)
+    reason = "aten.relu.default is not known to keep channels apart"
+    assert trace.axes(y) == (reason, reason)
+    assert reasons(trace) == {reason}
+    assert trace.failures == ["aten.relu.default: AssertionError: 0 labels for 2 dimensions"]

@@ -39,6 +39,11 @@ FOLLOWED: dict[str, Op] = {
     "one channel apart": lambda x: x * x[:, 5:6] + x[:, 2].unsqueeze(1) + x[:, -1:],
     "rows by index": lambda x: x[:, :, torch.tensor([2, 0])],
     "rows selected": lambda x: x.index_select(2, torch.tensor([2, 0])),
+    "rows by a mask": lambda x: x[:, :, torch.tensor([True, False, True, True])],
+    "places by a mask": lambda x: x[:, :, torch.arange(24).view(4, 6) % 3 == 0].transpose(1, 2),
+    "places by a mask of bytes": lambda x: x[:, :, (torch.arange(4) % 2).to(torch.uint8)],
+    "tokens by a mask": lambda x: x.movedim(1, -1)[torch.arange(48).view(2, 4, 6) % 5 > 1],
+    "by where channels are largest": lambda x: torch.arange(6.0, dtype=x.dtype)[x.argmax(3)].unsqueeze(3),
     "rows rolled": lambda x: x.roll(1, 2).flip(3),
 }
 
@@ -55,6 +60,8 @@ STAYS: dict[str, Op] = {
     "roll": lambda x: x.roll(1, 1),
     "index": lambda x: x[:, torch.tensor([0, 2, 1])],
     "mask": lambda x: x[:, torch.tensor([True, False] * 4)],
+    "mask over channels and more": lambda x: x[:, torch.arange(32).view(8, 4) % 3 == 0],
+    "mask made of channels": lambda x: torch.ones_like(x[:, :, 0, 0])[(x > x.mean(0)).sum((2, 3)) >= 0].view(2, 8),
     "two indices": lambda x: x[torch.tensor([0, 1]), torch.tensor([2, 3])].flatten(1),
     "one chunk a channel": lambda x: x * x.chunk(8, 1)[7],
     "stacked channels": lambda x: torch.stack([x[:, i] for i in range(8)], 1),
