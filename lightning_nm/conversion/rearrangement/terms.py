@@ -45,8 +45,8 @@ class Term(ABC):
         """Sum of the retained magnitudes, without those that no order changes."""
 
     def estimate(self, order: Tensor, rows: Tensor) -> Estimate:
-        """Of all slots, on some of the rows."""
-        raise NotImplementedError
+        """Of all slots, on some of the rows: for terms that have content."""
+        raise AssertionError(f"{type(self).__name__} estimates nothing")
 
 
 def make_term(weight: Selected, sites: Sequence[Site]) -> Term | None:
