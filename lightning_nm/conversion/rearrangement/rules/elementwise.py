@@ -8,7 +8,7 @@ from lightning_nm.conversion.rearrangement.trace import SINGLE, Axes
 
 @rule(
     "pointwise",  # whatever torch itself tags so
-    *("hardswish", "_prelu_kernel", "rrelu_with_noise", "masked_fill", "copy", "_to_copy", "nan_to_num"),
+    *("hardswish", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "masked_fill", "copy", "_to_copy", "nan_to_num"),
     *("floor_divide", "rsub", "clone", "where", "dropout", "native_dropout", "bernoulli", "log_sigmoid_forward"),
     # these do not mix either: a permutation of what they sum over permutes what they give
     *("_softmax", "_log_softmax", "softmax", "_safe_softmax"),
