@@ -61,7 +61,7 @@ def main(args: Sequence[str]) -> int:
         )
     try:
         conversion = _convert(model, selection, batches, calibration, given)
-    except (AttributeError, KeyError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{given.model} cannot be run on the batches of {given.data} ({_told(error)}); --call names a function of "
             "(model, batch) that runs it"

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_nm.metrics.functional.diversity import PatternLike, Weight, _diversity_compute, _diversity_update
+from lightning_nm.metrics.layered import LayeredMetric
 
 _PARTS = 2**40  # of a nat
 
 
-class MaskDiversity(Metric):
+class MaskDiversity(LayeredMetric):
     """Number of masks that a pattern allows (Hubara et al., arXiv 2102.08124, "mask diversity").
 
     ``update(pattern, weights)`` takes a pattern, or one for each layer by name, and weights or shapes likewise; weights
@@ -47,10 +47,7 @@ class MaskDiversity(Metric):
     updates: Tensor
 
     def __init__(self, layers: Sequence[str] | None = None, exact: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if isinstance(layers, str) or (layers is not None and len(set(layers)) < len(layers)):
-            raise ValueError(f"layers is a sequence of different names, got {layers!r}")
-        self.layers = None if layers is None else list(layers)
+        super().__init__(layers, **kwargs)
         self.exact = exact
         rows = 1 if self.layers is None else len(self.layers)
         # whole nats, parts of a nat, entries: integers have exact sums, and some devices have no float64
@@ -76,19 +73,6 @@ class MaskDiversity(Metric):
         means = torch.stack([nats + parts / _PARTS, numel], 1) / max(int(self.updates), 1)
         return _diversity_compute(means, self.layers)
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot ``bits_per_weight``, of each layer too, now or over a sequence of computed values.
-
-        Args:
-            val: a result of ``compute()`` or ``forward()``, or a sequence of them; None computes now.
-            ax: matplotlib axes to draw into.
-
-        Returns:
-            (figure, axes)
-        """
-        val = val if val is not None else self.compute()
-        return self._plot([_bits(v) for v in val] if isinstance(val, Sequence) else _bits(val), ax)
-
-
-def _bits(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in values.items() if key.endswith("bits_per_weight")}
+    @staticmethod
+    def _plotted(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value for key, value in values.items() if key.endswith("bits_per_weight")}

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_nm.metrics.functional.sad import Mask, _sad_compute, _sad_update
+from lightning_nm.metrics.layered import LayeredMetric
 
 
-class SparseArchitectureDivergence(Metric):
+class SparseArchitectureDivergence(LayeredMetric):
     """How far masks move between two moments (Zhou et al., ICLR 2021, eq. 7).
 
     ``update(before, after)`` takes two masks, or two mappings from layer name to mask; ``compute()``
@@ -43,10 +43,7 @@ class SparseArchitectureDivergence(Metric):
     comparisons: Tensor
 
     def __init__(self, layers: Sequence[str] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if isinstance(layers, str) or (layers is not None and len(set(layers)) < len(layers)):
-            raise ValueError(f"layers is a sequence of different names, got {layers!r}")
-        self.layers = None if layers is None else list(layers)
+        super().__init__(layers, **kwargs)
         rows = 1 if self.layers is None else len(self.layers)
         self.add_state("counts", torch.zeros(rows, 3, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("comparisons", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -64,19 +61,6 @@ class SparseArchitectureDivergence(Metric):
     def compute(self) -> dict[str, Tensor]:
         return _sad_compute(self.counts, self.comparisons.cpu(), self.layers)
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot ``fraction`` and ``fraction_of_max``, now or over a sequence of computed values.
-
-        Args:
-            val: a result of ``compute()`` or ``forward()``, or a sequence of them; None computes now.
-            ax: matplotlib axes to draw into.
-
-        Returns:
-            (figure, axes)
-        """
-        val = val if val is not None else self.compute()
-        return self._plot([_ratios(v) for v in val] if isinstance(val, Sequence) else _ratios(val), ax)
-
-
-def _ratios(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: values[key] for key in ("fraction", "fraction_of_max")}
+    @staticmethod
+    def _plotted(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: values[key] for key in ("fraction", "fraction_of_max")}
