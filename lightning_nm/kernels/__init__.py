@@ -15,16 +15,19 @@ from torch import Tensor
 from lightning_nm.kernels import bits as reference_bits
 from lightning_nm.kernels import packed_blocks, packed_nm, reference, transposable
 from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
+from lightning_nm.kernels.convolution import Convolution, filters, memory_format
 from lightning_nm.kernels.solvers import SOLVERS, default_solver, solve
 from lightning_nm.kernels.transposable.layout import tiles_of, untiled
 from lightning_nm.kernels.units import largest, unit_norms
 
 __all__ = [
     "SOLVERS",
+    "block_convolution",
     "block_matmul",
     "byte_count",
     "compiled_cpu",
     "largest",
+    "nm_convolution",
     "nm_mask",
     "nm_matmul",
     "nm_split_",
@@ -140,6 +143,36 @@ def block_matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias
     if cpu is not None and cpu.block_matmul.supports(values):
         return cpu.block_matmul.matmul(x, values, inputs, starts, bias)  # type: ignore[no-any-return]
     return packed_blocks.matmul(x, values, inputs, starts, bias)
+
+
+def nm_convolution(
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    layout: packed_nm.Layout,
+    outputs: int,
+    convolution: Convolution,
+) -> Tensor:
+    """The convolution of x ``[B, C, *sizes]`` with packed N:M filters, seen as ``[O, T * C / groups]``.
+
+    The result has the memory format of x.
+    """
+    weight = filters(packed_nm.unpack(values, positions, layout, outputs).to(x.dtype), convolution.kernel)
+    return convolution.dense(x, weight, bias).contiguous(memory_format=memory_format(x))
+
+
+def block_convolution(
+    x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None, convolution: Convolution
+) -> Tensor:
+    """The convolution of x ``[B, C, *sizes]`` with packed 1xN filters, values ``[blocks, T, N]``.
+
+    The result has the memory format of x.
+    """
+    rows = packed_blocks.unpack(values.flatten(1), inputs, starts, x.shape[1] // convolution.groups)
+    n, taps = values.shape[2], values.shape[1]  # rows: [O / N * T * N, I]
+    weight = rows.view(-1, taps, n, rows.shape[1]).transpose(1, 2).reshape(-1, taps * rows.shape[1]).to(x.dtype)
+    return convolution.dense(x, filters(weight, convolution.kernel), bias).contiguous(memory_format=memory_format(x))
 
 
 def transposable_mask(

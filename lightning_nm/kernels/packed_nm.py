@@ -39,9 +39,13 @@ class Layout(NamedTuple):
 
     @staticmethod
     @cache
-    def of(n: int, m: int, inputs: int) -> Layout:
-        """The layout of least bytes; of equal ones that with the longest chunks."""
-        groups = max(1, LANES // m)
+    def of(n: int, m: int, inputs: int, taps: int = 1) -> Layout:
+        """The layout of least bytes; of equal ones that with the longest chunks.
+
+        Where the inputs are those of several kernel taps, one after the other, no window crosses into the next.
+        """
+        most = max(1, LANES // m)
+        groups = most if taps == 1 else max(g for g in range(1, most + 1) if inputs // taps % (g * m) == 0)
         kept, every = n * groups, -(-inputs // (m * groups))
 
         def vectors(windows: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.packed_blocks import rows_of
 from lightning_nm.patterns import Block1xN
 from lightning_nm.patterns.base import other_dim
@@ -114,6 +115,15 @@ class PackedBlocks:
         if self.values.shape[1] != 1 or x.shape[-1] != self.shape[self.dim]:
             raise ValueError(f"x of shape {tuple(x.shape)} does not fit a linear weight of shape {tuple(self.shape)}")
         out: Tensor = ops.block_linear(x, self.values[:, 0], self.inputs, self.starts, bias)
+        return out
+
+    def convolution(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+        """Of x ``[B, C, *sizes]`` with these filters, by `lightning_nm.sparse.ops`.
+
+        Raises:
+            ValueError: x, bias or convolution of other sizes.
+        """
+        out: Tensor = ops.block_conv(x, self.values, self.inputs, self.starts, bias, *convolution)
         return out
 
     def to_bsr(self) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_nm import kernels
 from lightning_nm.kernels import packed_nm
+from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.packed_nm import LANES, LARGEST_M, Layout
 from lightning_nm.patterns import NM
 from lightning_nm.patterns.base import other_dim
@@ -34,8 +35,9 @@ class PackedNM:
     def __post_init__(self) -> None:
         _require(len(self.shape) > 1 and self.dim in (0, 1), "a weight has two dimensions or more, and sums over one")
         _require(0 < self.n <= self.m <= LARGEST_M, f"{self.n}:{self.m} is no pattern that can be packed")
+        inputs = self.shape[self.dim]
+        _require(inputs % self.m == 0, f"{inputs} inputs are not a multiple of {self.m}")
         layout = self.layout
-        _require(layout.inputs % self.m == 0, f"{layout.inputs} inputs are not a multiple of {self.m}")
         groups = -(-self.outputs // LANES)
         for name, held, size in (("values", self.values, layout.weights), ("positions", self.positions, layout.words)):
             expected = (groups, layout.chunks, size, LANES)
@@ -54,7 +56,9 @@ class PackedNM:
 
     @property
     def layout(self) -> Layout:
-        return Layout.of(self.n, self.m, self.shape.numel() // max(1, self.outputs))
+        inputs = self.shape[self.dim]
+        taps = self.shape.numel() // max(1, self.outputs * inputs)
+        return Layout.of(self.n, self.m, taps * inputs, taps)
 
     @classmethod
     def pack(cls, weight: Tensor, pattern: NM, *, dim: int = 1) -> PackedNM:
@@ -80,7 +84,7 @@ class PackedNM:
         # weights first, then zeros that are -0, so that these come back too where there is room
         ranks = torch.where(rows != 0, 2.0, rows.signbit().float())
         mask = kernels.nm_mask(ranks, pattern.n, pattern.m, 1)
-        layout = Layout.of(pattern.n, pattern.m, rows.shape[1])
+        layout = Layout.of(pattern.n, pattern.m, rows.shape[1], rows.shape[1] // weight.shape[dim])
         return cls(*packed_nm.pack(rows, mask, layout), pattern.n, pattern.m, weight.shape, dim)
 
     def unpack(self) -> Tensor:
@@ -96,12 +100,24 @@ class PackedNM:
         return self.values.nbytes + self.positions.nbytes
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x @ matrix^T + bias`` of x ``[..., T * I]``, by `lightning_nm.sparse.ops`.
+        """``x @ weight^T + bias`` of x ``[..., I]``, of a weight without taps, by `lightning_nm.sparse.ops`.
 
         Raises:
-            ValueError: x or bias of another size.
+            ValueError: x or bias of another size, or a weight with kernel taps.
         """
+        if self.shape.numel() != self.outputs * self.shape[self.dim]:
+            raise ValueError(f"x of shape {tuple(x.shape)} does not fit a linear weight of shape {tuple(self.shape)}")
         out: Tensor = ops.nm_linear(x, self.values, self.positions, bias, self.n, self.m, self.outputs)
+        return out
+
+    def convolution(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+        """Of x ``[B, C, *sizes]`` with these filters, by `lightning_nm.sparse.ops`.
+
+        Raises:
+            ValueError: x, bias or convolution of other sizes.
+        """
+        packed = (self.values, self.positions, bias, self.n, self.m, self.outputs)
+        out: Tensor = ops.nm_conv(x, *packed, *convolution)
         return out
 
 

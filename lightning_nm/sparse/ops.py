@@ -1,10 +1,13 @@
 """Products with packed weights as operators of torch, so that `torch.compile` and `torch.export` see through them.
 
     torch.ops.lightning_nm.nm_linear(x, values, positions, bias, n, m, outputs)
+    torch.ops.lightning_nm.nm_conv(x, values, positions, bias, n, m, outputs, kernel, stride, padding, dilation, groups)
     torch.ops.lightning_nm.block_linear(x, values, inputs, starts, bias)
+    torch.ops.lightning_nm.block_conv(x, values, inputs, starts, bias, kernel, stride, padding, dilation, groups)
 
-x is ``[..., I]`` of any floating-point dtype, which the result ``[..., O]`` has; sums are in float32. Under autocast x
-is cast first, as ``F.linear`` would. They have no gradient, and say so. Shapes, dtypes and devices are checked at each
+x is ``[..., I]``, or ``[B, I, *sizes]`` for a convolution, of any floating-point dtype, which the result
+``[..., O]`` or ``[B, O, *sizes]`` has, and x's memory format; sums are in float32. Under autocast x is cast first, as
+``F.linear`` would. They have no gradient, and say so. Shapes, dtypes and devices are checked at each
 call; what packed tensors hold is checked where they are made (`PackedNM`, `PackedBlocks`): kernels that are given other
 numbers compute something else, but read nothing beyond x.
 """
@@ -12,79 +15,75 @@ numbers compute something else, but read nothing beyond x.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_nm import kernels
-from lightning_nm.kernels.packed_nm import LANES, LARGEST_M, Layout
+from lightning_nm.kernels.convolution import Convolution, memory_format
+from lightning_nm.kernels.packed_nm import Layout
+from lightning_nm.sparse.operands import check_block_conv, check_block_linear, check_nm_conv, check_nm_linear
 
 _LIBRARY: Any = torch.library.Library("lightning_nm", "DEF")  # type: ignore[no-untyped-call]
 ops = torch.ops.lightning_nm
 
 
-def _check_nm(
-    x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, n: int, m: int, outputs: int
-) -> tuple[int, ...]:
-    """Shape of the result."""
-    _check(x, bias, outputs, values, positions)
-    if not 0 < n <= m <= LARGEST_M or x.shape[-1] % m:
-        raise ValueError(f"x of shape {tuple(x.shape)} does not fit {n}:{m} weights of M up to {LARGEST_M}")
-    layout = Layout.of(n, m, int(x.shape[-1]))
-    groups = -(-outputs // LANES)
-    for name, held, size in (("values", values, layout.weights), ("positions", positions, layout.words)):
-        if held.shape != (groups, layout.chunks, size, LANES):
-            raise ValueError(
-                f"{name} of shape {tuple(held.shape)} are not those of a {n}:{m} weight of {outputs} outputs and "
-                f"{x.shape[-1]} inputs, which x of shape {tuple(x.shape)} has"
-            )
-    if positions.dtype != torch.int32:
-        raise ValueError(f"positions are int32, not {positions.dtype}")
-    return (*x.shape[:-1], outputs)
-
-
 def _nm_linear(
     x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, n: int, m: int, outputs: int
 ) -> Tensor:
-    shape = _check_nm(x, values, positions, bias, n, m, outputs)
+    shape = check_nm_linear(x, values, positions, bias, n, m, outputs)
     layout = Layout.of(n, m, x.shape[-1])
     return kernels.nm_matmul(_rows(x), values, positions, bias, layout, outputs).view(shape)
 
 
 def _nm_linear_fake(x: Tensor, *packed: Any) -> Tensor:
-    return x.new_empty(_check_nm(x, *packed))
+    return x.new_empty(check_nm_linear(x, *packed))
 
 
-def _check_blocks(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    """Shape of the result."""
-    if values.dim() != 2 or inputs.shape != values.shape[:1] or starts.dim() != 1 or starts.shape[0] < 1:
-        shapes = [tuple(t.shape) for t in (values, inputs, starts)]
-        raise ValueError(f"values, inputs and starts are [blocks, N], [blocks] and [O / N + 1], not {shapes}")
-    if inputs.dtype not in (torch.int16, torch.int32) or starts.dtype != torch.int32:
-        raise ValueError(f"inputs are int16 or int32 and starts int32, not {inputs.dtype} and {starts.dtype}")
-    outputs = (starts.shape[0] - 1) * values.shape[1]
-    _check(x, bias, outputs, values, inputs, starts)
-    return (*x.shape[:-1], outputs)
+def _nm_conv(
+    x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, n: int, m: int, outputs: int, *sizes: Any
+) -> Tensor:
+    convolution = _convolution(*sizes)
+    check_nm_conv(x, values, positions, bias, n, m, outputs, convolution)
+    taps = prod(convolution.kernel)
+    layout = Layout.of(n, m, taps * x.shape[1] // convolution.groups, taps)
+    return kernels.nm_convolution(x, values, positions, bias, layout, outputs, convolution)
+
+
+def _nm_conv_fake(
+    x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, n: int, m: int, outputs: int, *sizes: Any
+) -> Tensor:
+    shape = check_nm_conv(x, values, positions, bias, n, m, outputs, _convolution(*sizes))
+    return x.new_empty(shape).contiguous(memory_format=memory_format(x))
+
+
+def _convolution(*sizes: Any) -> Convolution:
+    kernel, stride, padding, dilation, groups = sizes
+    return Convolution(tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _block_conv(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
+    convolution = _convolution(*sizes)
+    check_block_conv(x, values, inputs, starts, bias, convolution)
+    return kernels.block_convolution(x, values, inputs, starts, bias, convolution)
+
+
+def _block_conv_fake(
+    x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None, *sizes: Any
+) -> Tensor:
+    shape = check_block_conv(x, values, inputs, starts, bias, _convolution(*sizes))
+    return x.new_empty(shape).contiguous(memory_format=memory_format(x))
 
 
 def _block_linear(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
-    shape = _check_blocks(x, values, inputs, starts, bias)
+    shape = check_block_linear(x, values, inputs, starts, bias)
     return kernels.block_matmul(_rows(x), values, inputs, starts, bias).view(shape)
 
 
 def _block_linear_fake(x: Tensor, *packed: Any) -> Tensor:
-    return x.new_empty(_check_blocks(x, *packed))
-
-
-def _check(x: Tensor, bias: Tensor | None, outputs: int, *packed: Tensor) -> None:
-    if x.dim() == 0 or not x.is_floating_point():
-        raise ValueError(f"x is [..., inputs] of floating-point numbers, not {x.dtype} of shape {tuple(x.shape)}")
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"a bias of shape {tuple(bias.shape)} for {outputs} outputs")
-    devices = {tensor.device for tensor in (x, *packed, *([] if bias is None else [bias]))}
-    if len(devices) > 1:
-        raise ValueError(f"x, the packed weight and the bias lie on {sorted(map(str, devices))}; move them to one")
+    return x.new_empty(check_block_linear(x, *packed))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -118,11 +117,17 @@ def _without_gradient(operator: Any) -> Callable[..., Tensor]:
     return call
 
 
-for _name, _packed, _call, _fake in (
-    ("nm_linear", "Tensor positions, Tensor? bias, int n, int m, int outputs", _nm_linear, _nm_linear_fake),
-    ("block_linear", "Tensor inputs, Tensor starts, Tensor? bias", _block_linear, _block_linear_fake),
+_NM = "Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m, int outputs"
+_BLOCKS = "Tensor x, Tensor values, Tensor inputs, Tensor starts, Tensor? bias"
+_SIZES = "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups"
+
+for _name, _arguments, _call, _fake in (
+    ("nm_linear", _NM, _nm_linear, _nm_linear_fake),
+    ("nm_conv", f"{_NM}, {_SIZES}", _nm_conv, _nm_conv_fake),
+    ("block_linear", _BLOCKS, _block_linear, _block_linear_fake),
+    ("block_conv", f"{_BLOCKS}, {_SIZES}", _block_conv, _block_conv_fake),
 ):
-    _LIBRARY.define(f"{_name}(Tensor x, Tensor values, {_packed}) -> Tensor")
+    _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
     _LIBRARY.impl(_name, _call, "CompositeExplicitAutograd")
     _LIBRARY.impl(_name, _without_gradient(getattr(ops, _name)), "Autograd")
     torch.library.register_fake(f"lightning_nm::{_name}", _fake, lib=_LIBRARY)

@@ -112,7 +112,7 @@ def test_what_was_damaged_is_refused(part: str, damaged: Any) -> None:
 
 def test_inputs_that_do_not_fit() -> None:
     """Both sizes are named."""
-    with pytest.raises(ValueError, match=r"2:4 weight of 8 outputs and 20 inputs, which x of shape \(3, 20\) has"):
+    with pytest.raises(ValueError, match=r"1 kernel taps and 20 inputs, which x of shape \(3, 20\) has"):
         PackedNM.pack(sparse((8, 16), NM(2, 4)), NM(2, 4)).linear(torch.randn(3, 20))
     with pytest.raises(ValueError, match=r"a bias of shape \(7,\) for 8 outputs"):
         PackedNM.pack(sparse((8, 16), NM(2, 4)), NM(2, 4)).linear(torch.randn(3, 16), torch.randn(7))

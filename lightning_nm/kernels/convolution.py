@@ -1,0 +1,52 @@
+"""What a convolution does beside its weight, and the plain way to do it with a packed one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_BY_DIMENSIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class Convolution(NamedTuple):
+    """Sizes of a convolution in 1, 2 or 3 spatial dimensions."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def spatial(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Of the result, for inputs of these sizes."""
+        return tuple(
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in zip(
+                sizes, self.kernel, self.stride, self.padding, self.dilation
+            )
+        )
+
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """By torch, of a dense weight ``[O, I / groups, *kernel]``."""
+        convolve = _BY_DIMENSIONS[len(self.kernel)]
+        out: Tensor = convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return out
+
+
+def filters(rows: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """The weight ``[O, I, *kernel]`` of a matrix ``[O, T * I]``, T kernel taps one after the other."""
+    taps = rows.view(len(rows), *kernel, -1)
+    return taps.movedim(-1, 1)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """That of the result: the one of x, as torch's own convolutions keep it."""
+    if not x.is_contiguous():
+        for dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if x.dim() == dims and x.is_contiguous(memory_format=layout):
+                return layout
+    return torch.contiguous_format
