@@ -158,6 +158,10 @@ def nm_convolution(
 
     The result has the memory format of x.
     """
+    cpu = _compiled_for(x, None)
+    if cpu is not None and cpu.nm_matmul.supports(values) and cpu.nm_matmul.fits(layout, outputs, convolution):
+        out: Tensor = cpu.nm_matmul.convolution(x, values, positions, bias, layout, outputs, convolution)
+        return out.contiguous(memory_format=memory_format(x))
     weight = filters(packed_nm.unpack(values, positions, layout, outputs).to(x.dtype), convolution.kernel)
     return convolution.dense(x, weight, bias).contiguous(memory_format=memory_format(x))
 

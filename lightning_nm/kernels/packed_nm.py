@@ -42,10 +42,14 @@ class Layout(NamedTuple):
     def of(n: int, m: int, inputs: int, taps: int = 1) -> Layout:
         """The layout of least bytes; of equal ones that with the longest chunks.
 
-        Where the inputs are those of several kernel taps, one after the other, no window crosses into the next.
+        Windows are as wide as they can be and still make up the inputs; those of a layer without kernel taps may be
+        wider than that where they would have half the width or less. Where the inputs are those of several taps, one
+        after the other, no window crosses into the next.
         """
         most = max(1, LANES // m)
-        groups = most if taps == 1 else max(g for g in range(1, most + 1) if inputs // taps % (g * m) == 0)
+        groups = max(g for g in range(1, most + 1) if inputs // taps % (g * m) == 0)
+        if taps == 1 and groups * 2 <= most:
+            groups = most
         kept, every = n * groups, -(-inputs // (m * groups))
 
         def vectors(windows: int) -> int:
@@ -68,12 +72,6 @@ class Layout(NamedTuple):
     def words(self) -> int:
         """In a chunk."""
         return -(-self.weights // self.per_word)
-
-    @property
-    def reach(self) -> int:
-        """Inputs that a kernel reads: filled up to whole chunks, and a whole register from the last window's start."""
-        register = LANES if self.group <= LANES else 2 * LANES
-        return self.chunks * self.windows * self.window + register - self.window
 
 
 def _per_word(m: int) -> int:

@@ -67,13 +67,13 @@ def test_bytes(n: int, m: int, share: float) -> None:
     assert values.nbytes + positions.nbytes == share * rows.nbytes
 
 
-def test_the_reach_is_what_kernels_read() -> None:
-    """Nothing behind whole windows of 16 or 32; a register behind shorter ones, and what is filled up."""
-    assert Layout.of(2, 4, 64).reach == 64
-    assert Layout.of(2, 4, 20).reach == 32
-    assert Layout.of(2, 3, 30).reach == 31
-    assert Layout.of(1, 32, 128).reach == 128
-    assert Layout.of(1, 20, 40).reach == 52
+@pytest.mark.parametrize(
+    ("inputs", "taps", "window"),
+    [(64, 1, 16), (24, 1, 12), (20, 1, 16), (4, 1, 16), (24 * 9, 9, 12), (20 * 9, 9, 4), (4 * 9, 9, 4)],
+)
+def test_windows_make_up_the_inputs(inputs: int, taps: int, window: int) -> None:
+    """Those of every tap; without taps, narrow windows are not worth it."""
+    assert Layout.of(2, 4, inputs, taps).window == window
 
 
 @settings(deadline=None, max_examples=60)

@@ -15,6 +15,7 @@ from lightning_nm.kernels.cpu.machine import features
 LANES = 16
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOATS, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+MASK = ir.VectorType(ir.IntType(1), LANES)
 
 Value = Any
 """An LLVM value."""
@@ -56,6 +57,36 @@ class Kernel:
 
     def store(self, vector: Value, pointer: Value, offset: Value) -> None:
         self.builder.store(vector, self._place(pointer, offset, vector.type), align=4)
+
+    def store_some(self, vector: Value, mask: Value, pointer: Value, offset: Value) -> None:
+        """Only the lanes that the mask, sixteen bits, names."""
+        address = ir.PointerType(FLOATS)
+        store = self._declare(
+            "llvm.masked.store.v16f32.p0v16f32",
+            ir.VoidType(),
+            [FLOATS, address, I32, ir.VectorType(ir.IntType(1), LANES)],
+        )
+        self.builder.call(store, [vector, self._place(pointer, offset, FLOATS), ir.Constant(I32, 4), mask])
+
+    def own(self, counter: int, memory: Value, size: Value) -> Value:
+        """A part of ``memory``, ``size`` elements, for this thread alone: argument ``counter`` counts the threads."""
+        b = self.builder
+        thread = b.atomic_rmw("add", b.gep(self.function.args[0], [number(counter)]), number(1), "monotonic")
+        return b.gep(memory, [b.mul(thread, size)])
+
+    def load_some(self, pointer: Value, offset: Value, mask: Value) -> Value:
+        """Floats where ``mask`` is true and zeros elsewhere; nothing else is read."""
+        place = self._place(pointer, offset, FLOATS)
+        load = self._declare("llvm.masked.load.v16f32.p0v16f32", FLOATS, [place.type, I32, mask.type, FLOATS])
+        return self.builder.call(load, [place, ir.Constant(I32, 4), mask, zeros()])
+
+    def first(self, count: Value | int) -> Value:
+        """The mask of so many first lanes."""
+        if isinstance(count, int):
+            return ir.Constant(MASK, [int(lane < count) for lane in range(LANES)])
+        every = self.builder.insert_element(ir.Constant(WORDS, ir.Undefined), self.builder.trunc(count, I32), ir.Constant(I32, 0))
+        every = self.builder.shuffle_vector(every, ir.Constant(WORDS, ir.Undefined), words(0))
+        return self.builder.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), every)
 
     # -- vectors --------------------------------------------------------------------------------------
 
@@ -139,6 +170,27 @@ class Kernel:
         b.branch(head)
         b.position_at_end(after)
         return list(values)
+
+    def either(
+        self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
+    ) -> list[Value]:
+        """What ``then`` gives where the condition holds, what ``otherwise`` gives elsewhere."""
+        b = self.builder
+        ways = [self.function.append_basic_block() for _ in range(2)]
+        after = self.function.append_basic_block()
+        b.cbranch(condition, *ways)
+        ends = []
+        for way, body in zip(ways, (then, otherwise)):
+            b.position_at_end(way)
+            results = body()
+            ends.append((results, b.block))
+            b.branch(after)
+        b.position_at_end(after)
+        merged = [b.phi(value.type) for value in ends[0][0]]
+        for results, block in ends:
+            for phi, value in zip(merged, results):
+                phi.add_incoming(value, block)
+        return merged
 
     def units(self, body: Callable[[Value], None]) -> ir.Module:
         """Do ``body(unit)`` for every unit that nobody else has taken; ends the function."""

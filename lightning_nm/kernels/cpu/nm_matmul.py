@@ -1,30 +1,35 @@
-"""x @ W^T for packed N:M weights: sixteen outputs in sixteen lanes, each picking its own inputs.
+"""Products with packed N:M weights: sixteen outputs in sixteen lanes, each picking its own inputs.
 
 A window of inputs lies in one register (M above 16: in two). The positions of a weight vector pick each lane's input,
-and one multiply-add does sixteen outputs. Weights are streamed once for `ROWS` rows of x; `GROUPS` groups of outputs
-share what was loaded of x.
+and one multiply-add does sixteen outputs. Several rows of inputs share the weights that were loaded, several groups of
+outputs share the inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from math import prod
 from typing import NamedTuple
 
 import torch
 from llvmlite import ir
 from torch import Tensor
-from torch.nn import functional as F
 
+from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
-from lightning_nm.kernels.cpu.emit import LANES, WORDS, Kernel, Value, number, words
+from lightning_nm.kernels.cpu.emit import I64, LANES, WORDS, Kernel, Value, number, words
 from lightning_nm.kernels.cpu.machine import compiled
-from lightning_nm.kernels.cpu.stored import STORED, aligned, floats
+from lightning_nm.kernels.cpu.rows import Rows, each_tile, of_matrix, of_pixels, spans
+from lightning_nm.kernels.cpu.stored import STORED, aligned, floats, nothing
 from lightning_nm.kernels.packed_nm import Layout
 
-GROUPS = 4
-ROWS = 4
-_VALUES, _POSITIONS, _X, _OUT, _BIAS, _CHUNKS, _X_STRIDE, _OUT_STRIDE, _TILES = range(2, 11)
+ROWS = 7
+"""At a time, at most."""
+GROUPS = {1: 4, 2: 4, 3: 4}
+"""At a time, by the rows; 2 for more. Their sums, and what passes through, must find a register."""
+_VALUES, _POSITIONS, _X, _OUT, _BIAS, _BASES, _WINDOWS = range(2, 9)
+_CHUNKS, _GROUPS, _COLUMNS, _ROWS, _SPAN, _OUT_STRIDE = range(9, 15)
 
 
 def supports(values: Tensor) -> bool:
@@ -33,26 +38,34 @@ def supports(values: Tensor) -> bool:
 
 
 @cache
-def _kernel(shape: Layout, dtype: torch.dtype, groups: int, rows: int) -> Callable[[int], None]:
-    """For so many groups of outputs and rows of x at a time. Of the layout only the shape of a chunk counts."""
+def _kernel(shape: Layout, dtype: torch.dtype, groups: int, rows: int, whole: bool) -> Callable[[int], None]:
+    """For so many groups of outputs and rows of x at a time. Of the layout only the shape of a chunk counts.
+
+    ``whole``: outputs are a multiple of 16.
+    """
     kernel = Kernel("nm_matmul")
     b = kernel.builder
     stored = STORED[dtype]
     vector = ir.VectorType(stored, LANES)
     values, positions = kernel.address(_VALUES, stored), kernel.address(_POSITIONS, ir.IntType(32))
     x, out, bias = kernel.address(_X), kernel.address(_OUT), kernel.address(_BIAS)
-    chunks, tiles = kernel.argument(_CHUNKS), kernel.argument(_TILES)
-    x_stride, out_stride = kernel.argument(_X_STRIDE), kernel.argument(_OUT_STRIDE)
+    bases, windows = kernel.address(_BASES, I64), kernel.address(_WINDOWS, I64)
+    chunks, out_stride = kernel.argument(_CHUNKS), kernel.argument(_OUT_STRIDE)
+    columns = kernel.argument(_COLUMNS)
     bits = 32 // shape.per_word
-    registers = 1 if shape.per_word == 8 else 2
 
-    def unit(first: Value) -> None:
-        group = kernel.times(first, groups)
+    def unit(index: Value) -> None:
+        column, span = b.urem(index, columns), b.udiv(index, columns)
+        group = kernel.at_most(kernel.times(column, groups), b.sub(kernel.argument(_GROUPS), number(groups)))
         outputs = [kernel.times(b.add(group, number(g)), LANES) for g in range(groups)]
-        start = [kernel.load(bias, output) for output in outputs]
+        there = [None if whole else kernel.first(b.sub(out_stride, output)) for output in outputs]
+        start = [
+            kernel.load(bias, output) if mask is None else kernel.load_some(bias, output, mask)
+            for output, mask in zip(outputs, there)
+        ]
 
-        def tile(index: Value, _: list[Value]) -> list[Value]:
-            row = [kernel.times(b.add(kernel.times(index, rows), number(r)), x_stride) for r in range(rows)]
+        def tile(row: Value) -> None:
+            own = [b.gep(x, [b.load(b.gep(bases, [b.add(row, number(r))]))]) for r in range(rows)]
 
             def chunk(at: Value, sums: list[Value]) -> list[Value]:
                 place = [b.add(kernel.times(b.add(group, number(g)), chunks), at) for g in range(groups)]
@@ -61,30 +74,29 @@ def _kernel(shape: Layout, dtype: torch.dtype, groups: int, rows: int) -> Callab
                     for p in place
                 ]
                 for window in range(shape.windows):
-                    inputs = kernel.times(b.add(kernel.times(at, shape.windows), number(window)), shape.window)
-                    seen = [
-                        [kernel.load(x, kernel.sum(r, inputs, number(LANES * part))) for part in range(registers)]
-                        for r in row
-                    ]
+                    inputs = b.load(b.gep(windows, [b.add(kernel.times(at, shape.windows), number(window))]))
+                    seen = [_window(kernel, o, inputs, shape.window) for o in own]
                     for weight in range(window * shape.kept, (window + 1) * shape.kept):
                         word, slot = divmod(weight, shape.per_word)
                         for g in range(groups):
                             raw = _vector(kernel, values, kernel.times(place[g], shape.weights), weight, vector)
                             value = floats(kernel, raw)
-                            index = b.lshr(taken[g][word], words(bits * slot))
+                            picked = b.lshr(taken[g][word], words(bits * slot))
                             for r in range(rows):
                                 s = g * rows + r
-                                sums[s] = kernel.fma(value, kernel.pick(seen[r], index), sums[s])
+                                sums[s] = kernel.fma(value, kernel.pick(seen[r], picked), sums[s])
                 return sums
 
             sums = kernel.loop(chunks, [start[g] for g in range(groups) for _ in range(rows)], chunk)
             for g in range(groups):
                 for r in range(rows):
-                    y = kernel.times(b.add(kernel.times(index, rows), number(r)), out_stride)
-                    kernel.store(sums[g * rows + r], out, b.add(y, outputs[g]))
-            return []
+                    y = kernel.times(b.add(row, number(r)), out_stride)
+                    if (mask := there[g]) is None:
+                        kernel.store(sums[g * rows + r], out, b.add(y, outputs[g]))
+                    else:
+                        kernel.store_some(sums[g * rows + r], mask, out, b.add(y, outputs[g]))
 
-        kernel.loop(tiles, [], tile)
+        each_tile(kernel, span, rows, kernel.argument(_SPAN), kernel.argument(_ROWS), tile)
 
     return compiled(kernel.units(unit), kernel.name)
 
@@ -94,55 +106,99 @@ def _vector(kernel: Kernel, pointer: Value, first: Value, which: int, what: ir.T
     return kernel.load_aligned(pointer, kernel.times(kernel.builder.add(first, number(which)), LANES), what)
 
 
-class _Part(NamedTuple):
-    """Outputs and rows of x that one kernel does."""
-
-    groups: int
-    """At a time."""
-    rows: int
-    """At a time."""
-    first_group: int
-    first_row: int
-    units: int
-    tiles: int
-
-
-@lru_cache(1024)
-def _parts(groups: int, batch: int) -> list[_Part]:
-    """All outputs and rows: as many as possible by several at a time, the others one by one."""
-
-    def cut(total: int, size: int) -> list[tuple[int, int, int]]:  # (first, at a time, times)
-        whole = total // size
-        pieces = [(0, size, whole), (whole * size, 1, total - whole * size)]
-        return [piece for piece in pieces if piece[2]]
-
+def _window(kernel: Kernel, row: Value, first: Value, inputs: int) -> list[Value]:
+    """So many inputs, in one register or two."""
+    parts = range(0, inputs, LANES)
+    places = [kernel.builder.add(first, number(part)) for part in parts]
     return [
-        _Part(group[1], row[1], group[0], row[0], group[2], row[2])
-        for row in cut(batch, ROWS)
-        for group in cut(groups, GROUPS)
+        kernel.load(row, place) if inputs - part >= LANES else kernel.load_some(row, place, kernel.first(inputs - part))
+        for part, place in zip(parts, places)
     ]
 
 
 def matmul(x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, layout: Layout, outputs: int) -> Tensor:
     """Compiled `lightning_nm.kernels.packed_nm.matmul`; x is multiplied as float32."""
-    dtype, (groups, chunks, _, _), batch = x.dtype, values.shape, x.shape[0]
-    lanes, size = groups * LANES, values.element_size()
-    x = x.float()
-    x = F.pad(x, (0, layout.reach - layout.inputs)) if layout.reach > layout.inputs else x.contiguous()
-    start = x.new_zeros(lanes) if bias is None else F.pad(bias.float(), (0, lanes - outputs)).contiguous()
-    out = x.new_empty(batch, lanes)
+    out = _multiply(of_matrix(x, _width(layout, 1)), 1, values, positions, bias, layout, outputs)
+    return out.to(x.dtype)
+
+
+def fits(layout: Layout, outputs: int, convolution: Convolution) -> bool:
+    """Whether the groups of a convolution are whole groups of lanes, and whole windows."""
+    groups = convolution.groups
+    return groups == 1 or (outputs // groups % LANES == 0 and layout.inputs % layout.window == 0)
+
+
+def convolution(
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    layout: Layout,
+    outputs: int,
+    convolution: Convolution,
+) -> Tensor:
+    """Of x ``[B, C, *sizes]``, multiplied as float32; the result ``[B, O, *sizes]`` has its channels last."""
+    width = convolution.groups * _width(layout, prod(convolution.kernel))
+    rows = of_pixels(x, convolution, width)
+    out = _multiply(rows, convolution.groups, values, positions, bias, layout, outputs)
+    return out.view(x.shape[0], *convolution.spatial(x.shape[2:]), outputs).to(x.dtype).movedim(-1, 1)
+
+
+def _width(layout: Layout, taps: int) -> int:
+    """Inputs of a tap, in whole windows."""
+    return -(-layout.inputs // taps // layout.window) * layout.window
+
+
+@lru_cache(1024)
+def _windows(layout: Layout, taps: tuple[int, ...]) -> Tensor:
+    """Where each starts. Those that only fill up the last chunk have no weights: they look at the last true one."""
+    width = _width(layout, len(taps))
+    starts = (torch.tensor(taps)[:, None] + torch.arange(0, width, layout.window)).flatten()
+    return torch.cat([starts, starts[-1:].expand(layout.chunks * layout.windows - len(starts))])
+
+
+class _Plan(NamedTuple):
+    kernel: Callable[[int], None]
+    units: int
+    sizes: tuple[int, ...]
+    """The kernel's arguments from `_CHUNKS` on."""
+
+
+@lru_cache(1024)
+def _plan(layout: Layout, dtype: torch.dtype, total: int, groups: int, outputs: int) -> _Plan:
+    """For so many rows and groups of outputs."""
+    # as many rows at a time as leave least to do twice
+    rows = total if total <= ROWS else min(range(ROWS, 3, -1), key=lambda rows: -(-total // rows) * rows)
+    together = min(groups, GROUPS.get(rows, 2))
+    columns = -(-groups // together)
+    share = spans(total, rows, columns)
+    kernel = _kernel(layout._replace(inputs=0, chunks=0), dtype, together, rows, outputs % LANES == 0)
+    return _Plan(kernel, columns * share.spans, (layout.chunks, groups, columns, total, share.size, outputs))
+
+
+def _multiply(
+    rows: Rows, parts: int, values: Tensor, positions: Tensor, bias: Tensor | None, layout: Layout, outputs: int
+) -> Tensor:
+    """``[rows, O]``; each of ``parts`` of the outputs sees a part of the inputs."""
+    total, groups = rows.bases.shape[0], values.shape[0] // parts
+    out = torch.empty(total, outputs)
+    if not out.numel():
+        return out
     values, positions = aligned(values), aligned(positions)
-    shape, width = layout._replace(inputs=0, chunks=0), x.shape[1]
-    at = [tensor.data_ptr() for tensor in (values, positions, x, out, start)]
-    for part in _parts(groups, batch):
-        group, row = part.first_group, part.first_row
-        addresses = (
-            at[0] + group * chunks * shape.weights * LANES * size,
-            at[1] + group * chunks * shape.words * LANES * 4,
-            at[2] + row * width * 4,
-            at[3] + (row * lanes + group * LANES) * 4,
-            at[4] + group * LANES * 4,
-        )
-        kernel = _kernel(shape, values.dtype, part.groups, part.rows)
-        threads.run(kernel, part.units, (*addresses, chunks, width, lanes, part.tiles))
-    return out[:, :outputs].to(dtype).contiguous()
+    start = nothing(outputs) if bias is None else bias.float().contiguous()
+    windows = _windows(layout, rows.taps)
+    plan = _plan(layout, values.dtype, total, groups, outputs)
+    places = [tensor.data_ptr() for tensor in (values, positions, rows.x, out, start, rows.bases, windows)]
+    steps = (
+        groups * layout.chunks * layout.weights * LANES * values.element_size(),
+        groups * layout.chunks * layout.words * LANES * 4,
+        _width(layout, len(rows.taps)) * 4,
+        groups * LANES * 4,
+        groups * LANES * 4,
+        0,
+        0,
+    )
+    for part in range(parts):
+        addresses = [place + part * step for place, step in zip(places, steps)]
+        threads.run(plan.kernel, plan.units, (*addresses, *plan.sizes))
+    return out
