@@ -2,10 +2,13 @@
 
 import torch
 
+from lightning_nm.sparse.acceleration import Acceleration, accelerate
+from lightning_nm.sparse.backends import BACKENDS, pack
 from lightning_nm.sparse.blocks import PackedBlocks
 from lightning_nm.sparse.nm import PackedNM
+from lightning_nm.sparse.recognise import recognise
 
 # they may lie in files that are loaded with weights_only=True: their constructors check what they are given
 torch.serialization.add_safe_globals([PackedBlocks, PackedNM])
 
-__all__ = ["PackedBlocks", "PackedNM"]
+__all__ = ["BACKENDS", "Acceleration", "PackedBlocks", "PackedNM", "accelerate", "pack", "recognise"]

@@ -76,8 +76,11 @@ def skipped_rows(skipped: Sequence[Skipped]) -> list[tuple[str, object, str]]:
     return rows
 
 
-class _Owner(NamedTuple):
+class Owner(NamedTuple):
+    """A module that holds a parameter."""
+
     name: str
+    """Of the parameter, there."""
     module: nn.Module
     role: Role
 
@@ -87,13 +90,13 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
-def _owners(model: nn.Module) -> dict[nn.Parameter, list[_Owner]]:
+def owners_of(model: nn.Module) -> dict[nn.Parameter, list[Owner]]:
     """Every parameter with all the modules that hold it, in the order of ``named_parameters()``."""
-    owners: dict[nn.Parameter, list[_Owner]] = {}
+    owners: dict[nn.Parameter, list[Owner]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, param in module.named_parameters(recurse=False, remove_duplicate=False):
             name = plain_name(f"{prefix}.{key}" if prefix else key)
-            owners.setdefault(param, []).append(_Owner(name, module, role(module, key, param)))
+            owners.setdefault(param, []).append(Owner(name, module, role(module, key, param)))
     return owners
 
 
@@ -104,7 +107,7 @@ def _ancestry(name: str) -> Iterator[str]:
         name = name.rpartition(".")[0]
 
 
-def _matches(glob: str, owners: Sequence[_Owner]) -> bool:
+def _matches(glob: str, owners: Sequence[Owner]) -> bool:
     return any(fnmatchcase(name, glob) for owner in owners for name in _ancestry(owner.name))
 
 
@@ -142,13 +145,13 @@ class _Rules:
         self.last_linear = linears[-1] if linears and ignore_last_linear else None
         self.unmet = dict.fromkeys(str(rule) for rule in (*(include or ()), *ignore, *(module_types or ()), *overrides))
 
-    def _first_met(self, globs: Sequence[str], owners: Sequence[_Owner]) -> str | None:
+    def _first_met(self, globs: Sequence[str], owners: Sequence[Owner]) -> str | None:
         met = [glob for glob in globs if _matches(glob, owners)]
         for glob in met:
             self.unmet.pop(glob, None)
         return met[0] if met else None
 
-    def decide(self, param: nn.Parameter, owners: Sequence[_Owner]) -> tuple[Pattern, Gemm] | str:
+    def decide(self, param: nn.Parameter, owners: Sequence[Owner]) -> tuple[Pattern, Gemm] | str:
         """The pattern and the GEMM of one parameter, or the reason why it stays dense."""
         # every rule is looked at before any decides, so that none counts as unmatched for being outvoted
         included = self.include is None or self._first_met(self.include, owners)
@@ -183,7 +186,7 @@ class _Rules:
         shards.uncut(owners[0].name, param, pattern, gemms[0].dim)
         return pattern, gemms[0]
 
-    def _of_type(self, owners: Sequence[_Owner]) -> bool:
+    def _of_type(self, owners: Sequence[Owner]) -> bool:
         met = [t for t in self.module_types or () if any(_is_type(t, owner.module) for owner in owners)]
         for wanted in met:
             self.unmet.pop(str(wanted), None)
@@ -229,7 +232,7 @@ def select(
     shards.reshard(model)
     rules = _Rules(model, pattern, include, ignore, module_types, overrides or {}, ignore_last_linear)
     weights, skipped = [], []
-    for param, owners in _owners(model).items():
+    for param, owners in owners_of(model).items():
         decision = rules.decide(param, owners)
         if isinstance(decision, str):
             shape = () if is_lazy(param) else tuple(param.shape)

@@ -1,0 +1,140 @@
+"""Who may multiply with a sparse weight, and in which form each holds it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_nm import kernels
+from lightning_nm.kernels.convolution import Convolution, memory_format
+from lightning_nm.patterns import NM, Block1xN
+from lightning_nm.sparse.blocks import PackedBlocks
+from lightning_nm.sparse.nm import PackedNM
+
+
+class Operand(Protocol):
+    """A weight in the form in which a backend multiplies it. Its sums run over ``dim``, which linear calls ``[I]``."""
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """``x @ weight^T + bias`` of x ``[..., I]``."""
+
+    def convolution(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+        """Of x ``[B, C, *sizes]``, as torch does it, with the memory format of x."""
+
+
+def pack(weight: Tensor, pattern: NM | Block1xN, *, dim: int = 1) -> PackedNM | PackedBlocks:
+    """Pack a weight that obeys ``pattern``: see `PackedNM.pack` and `PackedBlocks.pack`."""
+    if isinstance(pattern, NM):
+        return PackedNM.pack(weight, pattern, dim=dim)
+    return PackedBlocks.pack(weight, pattern, dim=dim)
+
+
+class Backend(ABC):
+    """One way to multiply."""
+
+    name: str
+
+    @abstractmethod
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+        """Why it cannot multiply x with this weight, or None if it can."""
+
+    @abstractmethod
+    def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
+        """The weight in its form."""
+
+
+class DenseOperand:
+    """A weight as it is."""
+
+    def __init__(self, weight: Tensor, dim: int) -> None:
+        self.weight, self.dim = weight, dim
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight if self.dim == 1 else self.weight.T, bias)
+
+    def convolution(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+        return convolution.dense(x, self.weight, bias)
+
+
+class Dense(Backend):
+    """What torch does with a dense weight."""
+
+    name = "dense"
+
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+        return None
+
+    def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
+        return DenseOperand(weight, dim)
+
+
+class PrepackedOperand:
+    """A dense weight in the order in which oneDNN reads it."""
+
+    def __init__(self, weight: Tensor, dim: int) -> None:
+        self._weight, self._dim = weight, dim
+        self._prepacked: dict[Convolution | None, Tensor] = {}
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if None not in self._prepacked:
+            weight = self._weight if self._dim == 1 else self._weight.T.contiguous()
+            self._prepacked[None] = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._prepacked[None], bias, "none", [], "")
+        return out
+
+    def convolution(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+        _, stride, padding, dilation, groups = convolution
+        if convolution not in self._prepacked:
+            self._prepacked[convolution] = torch.ops.mkldnn._reorder_convolution_weight(
+                self._weight, padding, stride, dilation, groups, x.shape
+            )
+        weight = self._prepacked[convolution]
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, padding, stride, dilation, groups, "none", [], ""
+        )
+        return out.contiguous(memory_format=memory_format(x))
+
+
+class Prepacked(Backend):
+    """A dense weight, prepacked: the best dense path that torch has on a CPU, which eager models do not use."""
+
+    name = "onednn"
+
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+        if weight.device.type != "cpu":
+            return "oneDNN is for CPUs"
+        if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            return "this torch is built without oneDNN"
+        if x.dtype != torch.float32 or weight.dtype != torch.float32:
+            return "prepacked weights are float32"
+        return None if x.numel() else "there is nothing to multiply"
+
+    def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
+        return PrepackedOperand(weight, dim)
+
+
+class Cpu(Backend):
+    """Packed weights and compiled kernels."""
+
+    name = "cpu"
+
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+        if weight.device.type != "cpu":
+            return "its kernels are for CPUs"
+        if kernels.compiled_cpu() is None:
+            return "numba is not installed, and so there are no compiled kernels"
+        for tensor in (weight, x):
+            if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                return f"no kernel for {tensor.dtype}"
+        return None
+
+    def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
+        return pack(weight, pattern, dim=dim)
+
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Dense(), Prepacked(), Cpu())}
+"""By name, the dense one first."""

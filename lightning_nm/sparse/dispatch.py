@@ -1,0 +1,184 @@
+"""Which backend multiplies: the fastest at the sizes at hand, by measurement. Dense ones win ties."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_nm.kernels.convolution import Convolution, memory_format
+from lightning_nm.patterns import NM, Block1xN
+from lightning_nm.sparse.backends import BACKENDS, Operand
+from lightning_nm.sparse.recognise import recognise
+
+AUTO = "auto"
+TIE = 0.95
+"""A backend must take less than this share of the time of what is simpler: dense, then prepacked, then sparse."""
+TRIFLE = 1e-4
+"""Seconds: to ask takes some 5 us."""
+_DENSE = ("dense", "onednn")
+_SECONDS, _FEWEST, _MOST = 0.01, 2, 20
+
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend for products of one size, and why."""
+
+    backend: str
+    times: dict[str, float]
+    """Seconds of each backend that was measured."""
+    reason: str
+    size: str = ""
+    """Of what was multiplied."""
+
+    def why(self) -> str:
+        """Size, reason and times in words."""
+        times = ", ".join(f"{name} {seconds * 1e6:.0f}" for name, seconds in self.times.items())
+        return f"{self.size}: {self.reason}" + (f" (us: {times})" if times else "")
+
+
+_measured: dict[Key, Choice] = {}
+
+
+def forget() -> None:
+    """Measure everything anew from now on."""
+    _measured.clear()
+
+
+class Dispatched:
+    """A sparse weight with all the forms in which backends hold it, and the backend for each size met.
+
+    Args:
+        weight: dense storage of the sparse weight; read only.
+        pattern: which it obeys.
+        dim: its reduction dimension.
+        backend: a name in `BACKENDS`, where that can multiply, or "auto".
+    """
+
+    def __init__(self, weight: Tensor, pattern: NM | Block1xN, dim: int, backend: str = AUTO) -> None:
+        self.weight, self.pattern, self.dim, self.backend = weight, pattern, dim, backend
+        self.choices: dict[Key, Choice] = {}
+        self.met_gradients = False
+        """Whether gradients were asked for where it was used: then torch multiplied the dense weight."""
+        self._operands: dict[str, Operand] = {}
+        self._parts: dict[object, Dispatched] = {}
+
+    def product(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
+        """Linear, or the convolution."""
+        key = self._key(x, bias, convolution)
+        choice = self.choices.get(key)
+        if choice is None:
+            size = f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+            choice = self.choices[key] = replace(self._choose(x, bias, convolution, key), size=size)
+        return _apply(self.operand(choice.backend), x, bias, convolution)
+
+    def operand(self, backend: str) -> Operand:
+        """The weight in a backend's form."""
+        if backend not in self._operands:
+            self._operands[backend] = BACKENDS[backend].hold(self.weight, self.pattern, self.dim)
+        return self._operands[backend]
+
+    def cast(self, dtype: torch.dtype) -> Dispatched:
+        """The weight in another dtype, as autocast wants it."""
+        if dtype not in self._parts:
+            self._parts[dtype] = Dispatched(self.weight.detach().to(dtype), self.pattern, self.dim, self.backend)
+        return self._parts[dtype]
+
+    def rows(self, first: int, last: int) -> Dispatched | None:
+        """Some of the outputs of a linear weight, as attention takes them; None where they are in no pattern."""
+        if (first, last) not in self._parts:
+            piece = self.weight.detach()[first:last]
+            pattern = recognise(piece, dim=self.dim)
+            if isinstance(pattern, str):
+                return None
+            self._parts[first, last] = Dispatched(piece, pattern, self.dim, self.backend)
+        return self._parts[first, last]
+
+    @property
+    def trifling(self) -> bool:
+        """Whether torch multiplied each time, in so little time that to ask costs more than it could bring."""
+        made = self.made()
+        return bool(made) and all(c.backend == "dense" and c.times.get("dense", 1.0) < TRIFLE for c in made)
+
+    def made(self) -> list[Choice]:
+        """Every choice so far, those for its parts too."""
+        return [*self.choices.values(), *(choice for part in self._parts.values() for choice in part.made())]
+
+    def _key(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Key:
+        rows = x.numel() // max(1, self.weight.shape[self.dim])
+        layout = None if convolution is None else memory_format(x)
+        # sizes up to the next power of two share a choice
+        return (convolution, rows.bit_length(), x.dtype, layout, bias is None, torch.get_num_threads())
+
+    def _choose(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, key: Key) -> Choice:
+        refusals = {name: b.why_not(self.weight, self.pattern, x) for name, b in BACKENDS.items()}
+        able = [name for name, refusal in refusals.items() if refusal is None]
+        if self.backend != AUTO:
+            refusal = refusals[self.backend]
+            return Choice("dense", {}, refusal) if refusal else Choice(self.backend, {}, "asked for")
+        if able == ["dense"]:
+            sparse = next(refusal for name, refusal in refusals.items() if name not in _DENSE)
+            return Choice("dense", {}, sparse or "")
+        if not x.numel():
+            return Choice("dense", {}, "there is nothing to multiply")
+        # layers alike share a measurement
+        alike = (self.weight.shape, self.weight.dtype, self.weight.device, str(self.pattern), self.dim, key)
+        if alike not in _measured:
+            _measured[alike] = self._measure(able, x, bias, convolution)
+        return _measured[alike]
+
+    def _measure(self, able: list[str], x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Choice:
+        def run(name: str) -> Callable[[], Tensor]:
+            operand = self.operand(name)
+            return lambda: _apply(operand, x, bias, convolution)
+
+        runs = {name: run(name) for name in able}
+        results = {name: call() for name, call in runs.items()}  # compiles, too
+        expected, wrong = results["dense"], []
+        for name, result in results.items():
+            # where x is not finite, zeros that are not stored do not spread it
+            if not _agree(result, expected) and bool(torch.isfinite(expected).all()):
+                wrong.append(name)
+                del runs[name]
+        times = _fastest(runs)
+        best, reason = "dense", "the fastest"
+        for name in sorted(times, key=lambda name: (name not in _DENSE, times[name])):
+            if times[name] < TIE * times[best]:
+                best = name
+            elif times[name] < times[best]:
+                reason = f"{name} gains less than {1 - TIE:.0%}"
+        if wrong:
+            reason = f"disagree with dense: {', '.join(wrong)}"
+        return Choice(best, times, reason)
+
+
+def _apply(operand: Operand, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
+    return operand.linear(x, bias) if convolution is None else operand.convolution(x, bias, convolution)
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """As far as the order of summation allows."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    scale = b.float().abs().max()
+    tolerance = {torch.float32: 1e-4, torch.float16: 1e-2}.get(a.dtype, 3e-2)
+    return bool((a.float() - b.float()).abs().max() <= tolerance * scale + 1e-30)
+
+
+def _fastest(runs: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
+    """Seconds of each, the least of several rounds in which they take turns."""
+    times = {name: float("inf") for name in runs}
+    begin = time.perf_counter()
+    for round_ in range(_MOST):
+        for name, call in runs.items():
+            start = time.perf_counter()
+            call()
+            times[name] = min(times[name], time.perf_counter() - start)
+        if round_ + 1 >= _FEWEST and time.perf_counter() - begin > _SECONDS * len(runs):
+            break
+    return times

@@ -1,0 +1,186 @@
+"""A tensor that modules hold as their weight, so that whatever multiplies by it is dispatched.
+
+``F.linear``, ``F.conv1d/2d/3d``, attention and GPT-2's ``addmm`` reach it wherever they are called. To everything else
+it is the dense weight itself: what is read, copied, saved or written through it is the very parameter that it stands
+for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_iter, tree_map_only
+
+from lightning_nm.kernels.convolution import Convolution
+from lightning_nm.sparse.dispatch import Dispatched
+
+
+class HeldWeight(torch.Tensor):
+    """Stands for ``dispatched.weight`` in a module.
+
+    Products go through ``dispatched`` wherever no gradient is asked for; with gradients torch multiplies the weight.
+    """
+
+    dispatched: Dispatched
+
+    @staticmethod
+    def __new__(cls, dispatched: Dispatched) -> HeldWeight:
+        weight = dispatched.weight
+        held = torch.Tensor._make_wrapper_subclass(
+            cls, weight.shape, strides=weight.stride(), dtype=weight.dtype, device=weight.device
+        )
+        held.dispatched = dispatched
+        held._is_param = True  # modules ask isinstance(_, nn.Parameter)
+        return held
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return copy.deepcopy(self.dispatched.weight, memo)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (product := _PRODUCTS.get(func)) is not None and not _asks_gradients(args, kwargs):
+            result = product(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return func(*_dense(args), **_dense(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """What attention calls inside."""
+        kwargs = kwargs or {}
+        if (product := _INSIDE.get(func)) is not None:
+            result = product(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return func(*_dense(args), **_dense(kwargs))
+
+
+def _dense(arguments: Any) -> Any:
+    return tree_map_only(HeldWeight, lambda held: held.dispatched.weight, arguments)
+
+
+def _asks_gradients(args: Any, kwargs: Any) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
+    held = [each.dispatched for each in tensors if isinstance(each, HeldWeight)]
+    asks = any(d.weight.requires_grad for d in held) or any(t.requires_grad for t in tensors)
+    for dispatched in held:
+        dispatched.met_gradients |= asks
+    return asks
+
+
+def _product(x: Tensor, held: Any, bias: Tensor | None, convolution: Convolution | None, dim: int = 1) -> Any:
+    """What `Dispatched.product` gives, or NotImplemented: torch then multiplies, or says what is wrong."""
+    if type(x) not in (Tensor, nn.Parameter) or not isinstance(held, HeldWeight) or held.dispatched.dim != dim:
+        return NotImplemented
+    dispatched, device = held.dispatched, x.device.type
+    if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        x, dispatched = x.to(dtype), dispatched.cast(dtype)
+        bias = bias if bias is None else bias.to(dtype)
+    weight = dispatched.weight
+    alike = x.dtype == weight.dtype and x.device == weight.device and (bias is None or bias.dtype == x.dtype)
+    inputs = weight.shape[dim] if convolution is None else weight.shape[1] * convolution.groups
+    if not alike or x.dim() == 0 or x.shape[-1 if convolution is None else 1] != inputs:
+        return NotImplemented
+    return dispatched.product(x, bias, convolution)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    return _product(input, weight, bias, None)
+
+
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """GPT-2's Conv1D: its weight is ``[in, out]``."""
+    if beta != 1 or alpha != 1 or not isinstance(mat2, HeldWeight) or input.shape != mat2.shape[1:]:
+        return NotImplemented
+    return _product(mat1, mat2, input, None, dim=0)
+
+
+def _convolution(dims: int) -> Callable[..., Any]:
+    def each(size: int | Sequence[int]) -> tuple[int, ...]:
+        sizes = (size,) if isinstance(size, int) else tuple(size)
+        return sizes * dims if len(sizes) == 1 else sizes
+
+    def convolve(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Any:
+        if not isinstance(weight, HeldWeight) or input.dim() not in (dims + 1, dims + 2):
+            return NotImplemented
+        kernel = tuple(weight.shape[2:])
+        if padding == "same":
+            around = [d * (k - 1) for d, k in zip(each(dilation), kernel)]
+            if any(size % 2 for size in around):
+                return NotImplemented
+            padding = [size // 2 for size in around]
+        elif isinstance(padding, str):
+            padding = 0
+        convolution = Convolution(kernel, each(stride), each(padding), each(dilation), groups)
+        if input.dim() == dims + 1:
+            result = _product(input[None], weight, bias, convolution)
+            return result if result is NotImplemented else result[0]
+        dense = weight.dispatched.weight
+        if dims == 2 and not dense.is_contiguous() and dense.is_contiguous(memory_format=torch.channels_last):
+            input = input.contiguous(memory_format=torch.channels_last)  # as torch does for such weights
+        return _product(input, weight, bias, convolution)
+
+    return convolve
+
+
+def _attention(*args: Any, **kwargs: Any) -> Any:
+    """Torch's own, which then meets `HeldWeight.__torch_dispatch__` inside."""
+    if torch.compiler.is_compiling():
+        return NotImplemented
+    with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
+        return F.multi_head_attention_forward(*args, **kwargs)
+
+
+def _pieces(operator: Any) -> Callable[..., Any]:
+    def cut(held: HeldWeight, *sizes: Any) -> Any:
+        """Rows of the stacked projections of query, key and value."""
+        dispatched = held.dispatched
+        pieces, first = [], 0
+        for piece in operator(dispatched.weight, *sizes):
+            rows = dispatched.rows(first, first + len(piece)) if piece.shape[1:] == held.shape[1:] else None
+            pieces.append(piece if rows is None else HeldWeight(rows))
+            first += len(piece)
+        return pieces
+
+    return cut
+
+
+def _cast(held: HeldWeight, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+    return HeldWeight(held.dispatched.cast(dtype))
+
+
+_PRODUCTS: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    F.conv1d: _convolution(1),
+    F.conv2d: _convolution(2),
+    F.conv3d: _convolution(3),
+    F.multi_head_attention_forward: _attention,
+}
+_INSIDE: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.linear.default: _linear,
+    torch.ops.aten.to.dtype: _cast,
+    torch.ops.aten.chunk.default: _pieces(torch.ops.aten.chunk.default),
+    torch.ops.aten.split_with_sizes.default: _pieces(torch.ops.aten.split_with_sizes.default),
+}
