@@ -173,6 +173,10 @@ def block_convolution(
 
     The result has the memory format of x.
     """
+    cpu = _compiled_for(x, None)
+    if cpu is not None and cpu.block_matmul.supports(values) and cpu.block_matmul.fits(starts, convolution):
+        out: Tensor = cpu.block_matmul.convolution(x, values, inputs, starts, bias, convolution)
+        return out.contiguous(memory_format=memory_format(x))
     rows = packed_blocks.unpack(values.flatten(1), inputs, starts, x.shape[1] // convolution.groups)
     n, taps = values.shape[2], values.shape[1]  # rows: [O / N * T * N, I]
     weight = rows.view(-1, taps, n, rows.shape[1]).transpose(1, 2).reshape(-1, taps * rows.shape[1]).to(x.dtype)

@@ -1,93 +1,106 @@
-"""x @ W^T for packed 1xN weights, N a multiple of 16: one input in all lanes, times the N weights of its block."""
+"""Products with packed 1xN weights, N a multiple of 16: one input in all lanes, times the N weights of its block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
-from lightning_nm.kernels import packed_blocks
+from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
 from lightning_nm.kernels.cpu.emit import I16, I32, I64, LANES, Kernel, Value, number, zeros
 from lightning_nm.kernels.cpu.machine import compiled
-from lightning_nm.kernels.cpu.stored import STORED, aligned, floats
+from lightning_nm.kernels.cpu.rows import Rows, each_tile, of_matrix, of_pixels, spans, tile_rows
+from lightning_nm.kernels.cpu.stored import STORED, aligned, floats, nothing
 
-SUMS = 8
-"""Vectors of sums that a kernel holds for its rows of x; more, and what passes through finds no register."""
+ROWS = 7
+"""At a time, at most."""
+SUMS = 16
+"""Vectors of sums that a kernel holds, at most; more, and what passes through finds no register."""
 CHAINS = 8
 """Multiply-adds that hide each other's latency: where sums are fewer, several blocks have sums of their own."""
-_VALUES, _INPUTS, _STARTS, _X, _OUT, _BIAS, _WIDTH, _OUT_STRIDE, _TILES, _BLOCKS = range(2, 12)
+_VALUES, _INPUTS, _STARTS, _X, _OUT, _BIAS, _BASES, _TAPS = range(2, 10)
+_BLOCKS, _INPUT_COUNT, _TAP_COUNT, _COLUMNS, _ROWS, _SPAN, _OUT_STRIDE = range(10, 17)
+
+
+def supports(values: Tensor) -> bool:
+    """Whether there is a kernel for blocks ``[blocks, ..., N]`` of this dtype and N."""
+    return values.dtype in STORED and values.shape[-1] % LANES == 0
 
 
 @cache
-def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int) -> Callable[[int], None]:
-    """For tiles of so many rows of x; ``wide``: inputs are counted in 32 bits."""
+def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int, taps: bool) -> Callable[[int], None]:
+    """For so many rows at a time. ``wide``: inputs are counted in 32 bits; ``taps``: there is more than one."""
     kernel = Kernel("block_matmul")
     b, stored, vectors = kernel.builder, STORED[dtype], n // LANES
     vector = ir.VectorType(stored, LANES)
     values, inputs = kernel.address(_VALUES, stored), kernel.address(_INPUTS, I32 if wide else I16)
     starts, x = kernel.address(_STARTS, I32), kernel.address(_X)
     out, bias = kernel.address(_OUT), kernel.address(_BIAS)
-    width, out_stride, tiles = kernel.argument(_WIDTH), kernel.argument(_OUT_STRIDE), kernel.argument(_TILES)
-    held, last = kernel.argument(_BLOCKS), b.sub(width, number(1))
-    unrolled = max(1, CHAINS // (rows * vectors))
+    bases, shifts = kernel.address(_BASES, I64), kernel.address(_TAPS, I64)
+    tap_count, columns, out_stride = (kernel.argument(at) for at in (_TAP_COUNT, _COLUMNS, _OUT_STRIDE))
+    held, last = kernel.argument(_BLOCKS), b.sub(kernel.argument(_INPUT_COUNT), number(1))
+    size = rows * vectors
+    unrolled = 1 if taps else max(1, CHAINS // size)
 
-    def unit(row: Value) -> None:
+    def unit(index: Value) -> None:
+        column, span = b.urem(index, columns), b.udiv(index, columns)
         # whatever the tensors hold, nothing is read beyond their ends
-        first, end = (kernel.at_most(b.zext(b.load(b.gep(starts, [b.add(row, number(i))])), I64), held) for i in (0, 1))
+        first, end = (
+            kernel.at_most(b.zext(b.load(b.gep(starts, [b.add(column, number(i))])), I64), held) for i in (0, 1)
+        )
         blocks = b.sub(end, first)
-        outputs = [kernel.sum(kernel.times(row, n), number(v * LANES)) for v in range(vectors)]
+        outputs = [kernel.sum(kernel.times(column, n), number(v * LANES)) for v in range(vectors)]
         start = [kernel.load(bias, output) for output in outputs]
 
-        def tile(index: Value, _: list[Value]) -> list[Value]:
-            place = kernel.times(kernel.times(index, rows), width)
+        def tile(row: Value) -> None:
+            own = [b.gep(x, [b.load(b.gep(bases, [b.add(row, number(r))]))]) for r in range(rows)]
 
-            def block(which: Value, sums: list[Value]) -> list[Value]:
-                column = kernel.at_most(b.zext(b.load(b.gep(inputs, [which])), I64), last)
-                column = kernel.times(column, rows)
+            def step(place: Value, seen: Value, sums: list[Value]) -> list[Value]:
+                at = kernel.times(place, n)
                 weights = [
-                    floats(
-                        kernel, kernel.load_aligned(values, b.add(kernel.times(which, n), number(v * LANES)), vector)
-                    )
+                    floats(kernel, kernel.load_aligned(values, b.add(at, number(v * LANES)), vector))
                     for v in range(vectors)
                 ]
-                seen = [
-                    kernel.everywhere(b.load(b.gep(x, [kernel.sum(place, column, number(r))]))) for r in range(rows)
-                ]
-                return [kernel.fma(w, s, t) for (s, w), t in zip(product(seen, weights), sums)]
+                inputs = [kernel.everywhere(b.load(b.gep(o, [seen]))) for o in own]
+                return [kernel.fma(w, i, s) for (i, w), s in zip(product(inputs, weights), sums)]
+
+            def block(which: Value, sums: list[Value]) -> list[Value]:
+                channel = kernel.at_most(b.zext(b.load(b.gep(inputs, [which])), I64), last)
+                if not taps:
+                    return step(which, channel, sums)
+                place = kernel.times(which, tap_count)
+
+                def tap(t: Value, sums: list[Value]) -> list[Value]:
+                    return step(b.add(place, t), b.add(channel, b.load(b.gep(shifts, [t]))), sums)
+
+                return kernel.loop(tap_count, sums, tap)
 
             def several(at: Value, sums: list[Value]) -> list[Value]:
                 begin = b.add(first, kernel.times(at, unrolled))
-                size = rows * vectors
                 return [
                     s for u in range(unrolled) for s in block(b.add(begin, number(u)), sums[u * size : (u + 1) * size])
                 ]
 
-            size = rows * vectors
-            begun = start * rows + [zeros()] * (size * (unrolled - 1))
             whole = b.sdiv(blocks, number(unrolled))
-            parts = kernel.loop(whole, begun, several)
+            parts = kernel.loop(whole, start * rows + [zeros()] * (size * (unrolled - 1)), several)
             sums = [reduce(b.fadd, parts[i::size]) for i in range(size)]
-            done = b.add(first, kernel.times(whole, unrolled))
-            sums = kernel.loop(b.sub(end, done), sums, lambda at, sums: block(b.add(done, at), sums))
+            if unrolled > 1:
+                done = b.add(first, kernel.times(whole, unrolled))
+                sums = kernel.loop(b.sub(end, done), sums, lambda at, sums: block(b.add(done, at), sums))
             for r in range(rows):
-                y = kernel.times(b.add(kernel.times(index, rows), number(r)), out_stride)
+                y = kernel.times(b.add(row, number(r)), out_stride)
                 for v in range(vectors):
                     kernel.store(sums[r * vectors + v], out, b.add(y, outputs[v]))
-            return []
 
-        kernel.loop(tiles, [], tile)
+        each_tile(kernel, span, rows, kernel.argument(_SPAN), kernel.argument(_ROWS), tile)
 
     return compiled(kernel.units(unit), kernel.name)
-
-
-def supports(values: Tensor) -> bool:
-    """Whether there is a kernel for blocks ``[blocks, N]`` of this dtype and N."""
-    return values.dtype in STORED and values.shape[1] % LANES == 0
 
 
 def matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,21 +113,63 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tens
         starts: ``[O / N + 1]``, int32.
         bias: ``[O]``.
     """
-    n = values.shape[1]
+    return _multiply(of_matrix(x, x.shape[1]), 1, x.shape[1], values, inputs, starts, bias).to(x.dtype)
+
+
+def fits(starts: Tensor, convolution: Convolution) -> bool:
+    """Whether the groups of a convolution are whole rows of blocks."""
+    return (starts.shape[0] - 1) % convolution.groups == 0
+
+
+def convolution(
+    x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None, convolution: Convolution
+) -> Tensor:
+    """Of x ``[B, C, *sizes]``, multiplied as float32; the result ``[B, O, *sizes]`` has its channels last.
+
+    Args:
+        values: ``[blocks, T, N]``.
+    """
+    rows, groups = of_pixels(x, convolution, x.shape[1]), convolution.groups
+    out = _multiply(rows, groups, x.shape[1] // groups, values, inputs, starts, bias)
+    return out.view(x.shape[0], *convolution.spatial(x.shape[2:]), out.shape[1]).to(x.dtype).movedim(-1, 1)
+
+
+class _Plan(NamedTuple):
+    kernel: Callable[[int], None]
+    units: int
+    shifts: Tensor
+    sizes: tuple[int, ...]
+    """The kernel's arguments from `_TAP_COUNT` on."""
+
+
+@lru_cache(1024)
+def _plan(
+    n: int, dtype: torch.dtype, wide: bool, total: int, taps: tuple[int, ...], columns: int, outputs: int
+) -> _Plan:
+    """For so many rows, and rows of blocks."""
+    rows = tile_rows(total, max(1, min(ROWS, SUMS * LANES // n)))
+    share = spans(total, rows, columns)
+    kernel = _kernel(n, dtype, wide, rows, len(taps) > 1)
+    sizes = (len(taps), columns, total, share.size, outputs)
+    return _Plan(kernel, columns * share.spans, torch.tensor(taps), sizes)
+
+
+def _multiply(
+    rows: Rows, parts: int, width: int, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``[rows, O]``; each of ``parts`` of the outputs sees a part of the inputs, so wide."""
+    total, columns, n = rows.bases.shape[0], (starts.shape[0] - 1) // parts, values.shape[-1]
+    outputs = columns * parts * n
     values, inputs, starts = aligned(values), aligned(inputs), aligned(starts)
-    outputs, batch = (len(starts) - 1) * n, len(x)
-    if not x.shape[1]:  # no input to read
-        return packed_blocks.matmul(x, values, inputs, starts, bias)
-    start = torch.zeros(outputs) if bias is None else bias.float().contiguous()
-    out = torch.empty(batch, outputs)
-    done, most = 0, max(1, SUMS * LANES // n)
-    for rows in dict.fromkeys((most, max(1, most // 2), 1)):
-        tiles = (batch - done) // rows
-        if tiles:
-            # the rows of a tile side by side: what a block meets of them lies in one line of the cache
-            some = x[done : done + tiles * rows].float().view(tiles, rows, -1).transpose(1, 2).contiguous()
-            kernel = _kernel(n, values.dtype, inputs.dtype == torch.int32, rows)
-            addresses = [t.data_ptr() for t in (values, inputs, starts, some, out[done:], start)]
-            threads.run(kernel, len(starts) - 1, (*addresses, x.shape[1], outputs, tiles, len(values)))
-            done += tiles * rows
-    return out.to(x.dtype)
+    start = nothing(outputs) if bias is None else bias.float().contiguous()
+    if not width or not total or not outputs:  # no input to read, or nothing to write
+        return start.repeat(total, 1)
+    out = torch.empty(total, outputs)
+    plan = _plan(n, values.dtype, inputs.dtype == torch.int32, total, rows.taps, columns, outputs)
+    v, i, s, x, y, z = (tensor.data_ptr() for tensor in (values, inputs, starts, rows.x, out, start))
+    for part in range(parts):
+        own = part * columns * n * 4
+        addresses = (v, i, s + part * columns * 4, x + part * width * 4, y + own, z + own)
+        tables = rows.bases.data_ptr(), plan.shifts.data_ptr()
+        threads.run(plan.kernel, plan.units, (*addresses, *tables, values.shape[0], width, *plan.sizes))
+    return out

@@ -84,9 +84,9 @@ class Kernel:
         """The mask of so many first lanes."""
         if isinstance(count, int):
             return ir.Constant(MASK, [int(lane < count) for lane in range(LANES)])
-        every = self.builder.insert_element(ir.Constant(WORDS, ir.Undefined), self.builder.trunc(count, I32), ir.Constant(I32, 0))
-        every = self.builder.shuffle_vector(every, ir.Constant(WORDS, ir.Undefined), words(0))
-        return self.builder.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), every)
+        b, unset = self.builder, ir.Constant(WORDS, ir.Undefined)
+        single = b.insert_element(unset, b.trunc(count, I32), ir.Constant(I32, 0))
+        return b.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), b.shuffle_vector(single, unset, words(0)))
 
     # -- vectors --------------------------------------------------------------------------------------
 
@@ -97,6 +97,13 @@ class Kernel:
         """One float in all lanes."""
         single = self.builder.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(single, ir.Constant(FLOATS, ir.Undefined), words(0))
+
+    def every_lane(self, integer: Value) -> Value:
+        """The lower half of an integer in all lanes."""
+        single = self.builder.insert_element(
+            ir.Constant(WORDS, ir.Undefined), self.builder.trunc(integer, I32), ir.Constant(I32, 0)
+        )
+        return self.builder.shuffle_vector(single, ir.Constant(WORDS, ir.Undefined), words(0))
 
     def pick(self, window: Sequence[Value], index: Value) -> Value:
         """Lane l gets entry ``index[l]`` of 16 or 32 floats; index bits above those needed do not matter."""

@@ -20,7 +20,7 @@ from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
 from lightning_nm.kernels.cpu.emit import I64, LANES, WORDS, Kernel, Value, number, words
 from lightning_nm.kernels.cpu.machine import compiled
-from lightning_nm.kernels.cpu.rows import Rows, each_tile, of_matrix, of_pixels, spans
+from lightning_nm.kernels.cpu.rows import Rows, each_tile, of_matrix, of_pixels, spans, tile_rows
 from lightning_nm.kernels.cpu.stored import STORED, aligned, floats, nothing
 from lightning_nm.kernels.packed_nm import Layout
 
@@ -167,8 +167,7 @@ class _Plan(NamedTuple):
 @lru_cache(1024)
 def _plan(layout: Layout, dtype: torch.dtype, total: int, groups: int, outputs: int) -> _Plan:
     """For so many rows and groups of outputs."""
-    # as many rows at a time as leave least to do twice
-    rows = total if total <= ROWS else min(range(ROWS, 3, -1), key=lambda rows: -(-total // rows) * rows)
+    rows = tile_rows(total, ROWS)
     together = min(groups, GROUPS.get(rows, 2))
     columns = -(-groups // together)
     share = spans(total, rows, columns)

@@ -20,6 +20,9 @@ from lightning_nm.kernels.cpu.emit import Kernel, Value, number
 UNITS = 32
 """Into how many the work is cut at least, where it can be: threads that come late find less to do."""
 
+LINE = 16
+"""Floats in a line of the cache."""
+
 
 class Rows(NamedTuple):
     x: Tensor
@@ -36,12 +39,15 @@ def of_matrix(x: Tensor, width: int) -> Rows:
 
 def of_pixels(x: Tensor, convolution: Convolution, width: int) -> Rows:
     """What each output pixel of x ``[B, C, *sizes]`` sees, channels last and filled up with zeros to ``width``."""
+    if any(convolution.padding):
+        # an odd number of cache lines from pixel to pixel: the same inputs of neighbours lie in different sets
+        width = (-(-width // LINE) | 1) * LINE
     held = _held(x.movedim(1, -1), (0, *convolution.padding), width)
     return Rows(held, *_pixels(x.shape, convolution, width))
 
 
 def _held(x: Tensor, padding: Sequence[int], width: int) -> Tensor:
-    """x ``[*sizes, C]`` itself, or a copy between zeros."""
+    """Itself, ``[*sizes, C]``, or a copy between zeros."""
     if x.dtype == torch.float32 and x.shape[-1] == width and not any(padding):
         return x.contiguous()
     held = torch.zeros(*(size + 2 * more for size, more in zip(x.shape, padding)), width)
@@ -71,6 +77,13 @@ def _places(sizes: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:
     for size, step in zip(sizes, steps):
         at = (at[:, None] + torch.arange(size) * step).flatten()
     return at
+
+
+def tile_rows(total: int, most: int) -> int:
+    """How many rows at a time: those of `most` or little less that leave fewest to do twice."""
+    if total <= most:
+        return total
+    return min(range(most, most // 2, -1), key=lambda rows: -(-total // rows) * rows)
 
 
 class Spans(NamedTuple):

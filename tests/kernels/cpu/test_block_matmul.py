@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite")
 
+from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import block_matmul
 from lightning_nm.patterns import Block1xN
 from lightning_nm.sparse import PackedBlocks
+from tests.kernels.cpu.convolutions import convolutions, images
 
 
 def assert_right(
@@ -80,3 +82,51 @@ def test_what_is_left_to_others() -> None:
     """Blocks that fill no vector, and float64."""
     assert not block_matmul.supports(torch.empty(0, 8))
     assert not block_matmul.supports(torch.empty(0, 16, dtype=torch.float64))
+
+
+def assert_convolves(
+    convolution: Convolution,
+    sizes: tuple[int, ...],
+    channels: int = 8,
+    n: int = 16,
+    rows: int = 2,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+) -> None:
+    """Against float64, to the float32 accumulation's tolerance."""
+    torch.manual_seed(0)
+    weight, pattern = torch.randn(n * rows, channels // convolution.groups, *convolution.kernel), Block1xN(n, 0.6)
+    weight = torch.where(pattern.mask(weight), weight, 0.0).to(dtype)
+    packed = PackedBlocks.pack(weight, pattern)
+    x, bias = images(batch, channels, sizes, channels_last), torch.randn(n * rows)
+    assert block_matmul.fits(packed.starts, convolution)
+    out = block_matmul.convolution(x, packed.values, packed.inputs, packed.starts, bias, convolution)
+    expected = convolution.dense(x.double(), weight.double(), bias.double())
+    assert out.movedim(1, -1).is_contiguous()
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(convolutions(), st.integers(1, 20), st.integers(0, 3), st.booleans())
+def test_convolutions(
+    case: tuple[Convolution, tuple[int, ...]], channels: int, batch: int, channels_last: bool
+) -> None:
+    """Of any size in one, two and three dimensions, wherever their channels lie."""
+    assert_convolves(*case, channels=channels, batch=batch, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("n", [16, 32, 64, 256])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_block_sizes_of_convolutions(kernel: int, n: int) -> None:
+    """With one tap and with several."""
+    assert_convolves(Convolution((kernel,) * 2, (1, 1), (1, 1), (1, 1), 1), (5, 6), n=n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_grouped_convolutions(kernel: int, dtype: torch.dtype) -> None:
+    """Each group of outputs sees its own inputs."""
+    convolution = Convolution((kernel, kernel), (1, 1), (0, 0), (1, 1), 2)
+    assert_convolves(convolution, (5, 5), channels=32, rows=4, batch=2, dtype=dtype)
+    assert not block_matmul.fits(torch.zeros(4), convolution)

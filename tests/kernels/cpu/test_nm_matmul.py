@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 pytest.importorskip("llvmlite")
 
 from lightning_nm.kernels import packed_nm
+from lightning_nm.kernels.convolution import Convolution, filters
 from lightning_nm.kernels.cpu import emit, nm_matmul
 from lightning_nm.kernels.packed_nm import Layout, pack
+from tests.kernels.cpu.convolutions import convolutions, images
 from tests.kernels.test_packed_nm import PATTERNS, sparse
 
 
@@ -101,3 +105,78 @@ def test_the_reference_agrees() -> None:
     x, bias = torch.randn(7, 96), torch.randn(48)
     expected = packed_nm.matmul(x, *packed, bias, layout, 48)
     torch.testing.assert_close(nm_matmul.matmul(x, *packed, bias, layout, 48), expected, atol=1e-4, rtol=1e-5)
+
+
+def assert_convolves(
+    convolution: Convolution,
+    sizes: tuple[int, ...],
+    channels: int = 8,
+    outputs: int = 24,
+    batch: int = 1,
+    pattern: tuple[int, int] = (2, 4),
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+) -> None:
+    """Against float64, to the float32 accumulation's tolerance."""
+    taps, inputs = prod(convolution.kernel), channels // convolution.groups
+    rows, mask = sparse(outputs, taps * inputs, *pattern, dtype)
+    layout = Layout.of(*pattern, taps * inputs, taps)
+    x, bias = images(batch, channels, sizes, channels_last), torch.randn(outputs)
+    assert nm_matmul.fits(layout, outputs, convolution)
+    out = nm_matmul.convolution(x, *pack(rows, mask, layout), bias, layout, outputs, convolution)
+    expected = convolution.dense(x.double(), filters(rows, convolution.kernel).double(), bias.double())
+    assert out.movedim(1, -1).is_contiguous()
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(convolutions(), st.integers(1, 5), st.integers(1, 40), st.integers(0, 3), st.booleans())
+def test_convolutions(
+    case: tuple[Convolution, tuple[int, ...]], groups: int, outputs: int, batch: int, channels_last: bool
+) -> None:
+    """Of any size in one, two and three dimensions, wherever their channels lie."""
+    assert_convolves(*case, channels=4 * groups, outputs=outputs, batch=batch, channels_last=channels_last)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (3, 7), (1, 16), (2, 20), (5, 32)])
+def test_patterns_of_convolutions(n: int, m: int) -> None:
+    """No window crosses taps, however wide."""
+    assert_convolves(Convolution((3, 3), (1, 1), (1, 1), (1, 1), 1), (5, 6), channels=3 * m, pattern=(n, m))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_grouped_convolutions(kernel: int, dtype: torch.dtype) -> None:
+    """Each group of outputs sees its own inputs."""
+    convolution = Convolution((kernel, kernel), (1, 1), (0, 0), (1, 1), 2)
+    assert_convolves(convolution, (5, 5), channels=32, outputs=64, batch=2, dtype=dtype)
+
+
+def test_groups_that_are_left_to_others() -> None:
+    """They share lanes, or windows."""
+    two = Convolution((1,), (1,), (0,), (1,), 2)
+    assert not nm_matmul.fits(Layout.of(2, 4, 16), 24, two)
+    assert not nm_matmul.fits(Layout.of(2, 4, 20), 32, two)
+    assert nm_matmul.fits(Layout.of(2, 4, 16), 32, two)
+
+
+@pytest.mark.parametrize("inputs", [4, 16, 20, 24])
+def test_rows_keep_to_themselves(inputs: int) -> None:
+    """Infinity in one row of x is not met by another, nor is what lies behind x."""
+    rows, mask = sparse(20, inputs, 2, 4)
+    layout = Layout.of(2, 4, inputs)
+    memory = torch.full((4 * inputs,), torch.inf)
+    x = memory[: 3 * inputs].view(3, inputs)
+    x[:2] = torch.randn(2, inputs)
+    out = nm_matmul.matmul(x, *pack(rows, mask, layout), None, layout, 20)
+    torch.testing.assert_close(out[:2], x[:2] @ rows.T, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [1, 15, 17, 70])
+def test_nothing_is_written_beside_the_outputs(outputs: int) -> None:
+    """The lanes that fill up the last group are no outputs."""
+    rows, mask = sparse(outputs, 32, 2, 4)
+    layout = Layout.of(2, 4, 32)
+    x, bias = torch.randn(30, 32), torch.randn(outputs)
+    out = nm_matmul.matmul(x, *pack(rows, mask, layout), bias, layout, outputs)
+    torch.testing.assert_close(out, x @ rows.T + bias, atol=1e-4, rtol=1e-5)
