@@ -18,7 +18,7 @@ from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
 from lightning_nm.kernels.convolution import Convolution, filters, memory_format
 from lightning_nm.kernels.solvers import SOLVERS, default_solver, solve
 from lightning_nm.kernels.transposable.layout import tiles_of, untiled
-from lightning_nm.kernels.units import largest, unit_norms
+from lightning_nm.kernels.units import held_units, largest, unit_norms
 
 __all__ = [
     "SOLVERS",
@@ -26,10 +26,12 @@ __all__ = [
     "block_matmul",
     "byte_count",
     "compiled_cpu",
+    "held_units",
     "largest",
     "nm_convolution",
     "nm_mask",
     "nm_matmul",
+    "nm_pack",
     "nm_split_",
     "pack_bits",
     "popcount",
@@ -125,6 +127,24 @@ def _number(count: int | Tensor) -> int | Tensor:
 
 
 _ENTRIES_AT_ONCE = 1 << 20  # bounds the memory of the plain torch solvers
+
+
+def nm_pack(rows: Tensor, n: int, layout: packed_nm.Layout) -> tuple[Tensor, Tensor] | int:
+    """Pack a matrix ``[O, I]`` of which every group of M holds N weights at most (`lightning_nm.kernels.packed_nm`).
+
+    Where it holds fewer, zeros that are -0 are packed too, then others from the left.
+
+    Returns:
+        (values, positions), or the first group, counted through all rows, that holds more than N.
+    """
+    cpu = _compiled_for(rows, None)
+    if cpu is not None:
+        return cpu.nm_pack.pack(rows, n, layout)  # type: ignore[no-any-return]
+    wrong = (rows.unflatten(1, (-1, layout.group)) != 0).sum(2) > n  # type: ignore[no-untyped-call]
+    if bool(wrong.any()):
+        return int(wrong.flatten().nonzero()[0])
+    ranks = torch.where(rows != 0, 2.0, rows.signbit().float())
+    return packed_nm.pack(rows, nm_mask(ranks, n, layout.group, 1), layout)
 
 
 def nm_matmul(

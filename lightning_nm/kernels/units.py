@@ -21,6 +21,15 @@ def unit_norms(weight: Tensor, sizes: Mapping[int, int]) -> Tensor:
     return norms
 
 
+def held_units(weight: Tensor, sizes: Mapping[int, int]) -> Tensor:
+    """Whether a unit holds anything but zeros."""
+    held = weight.detach() != 0
+    for dim, size in sizes.items():
+        if size > 1:
+            held = held.unflatten(dim, (-1, size)).any(dim % weight.dim() + 1)  # type: ignore[no-untyped-call]
+    return held
+
+
 def sum_in_order(terms: Tensor, dim: int) -> Tensor:
     """The sum over ``dim``: the second half onto the first, until one is left."""
     while (size := terms.shape[dim]) > 1:

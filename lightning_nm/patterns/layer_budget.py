@@ -61,7 +61,7 @@ class LayerBudget(Pattern):
 
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
         self.check(weight, dim)
-        held = self.unit_norms(weight != 0, dim=dim) > 0
+        held = kernels.held_units(weight, self._unit(weight.shape, dim))
         return max(0, int(held.sum()) - self.kept_units(held.numel()))
 
     def log_diversity(self, shape: Sequence[int], *, dim: int = 1, exact: bool = True) -> float:

@@ -118,7 +118,7 @@ class NM(Pattern):
     def violations(self, weight: Tensor, *, dim: int = 1) -> int:
         self.check(weight, dim)
         outputs = other_dim(dim, weight.dim())
-        held = kernels.unit_norms(weight != 0, {outputs: self.vector}) > 0
+        held = kernels.held_units(weight, {outputs: self.vector})
         along = [dim % weight.dim(), *([outputs] if self.transposable else [])]
         return sum(int((self.groups(held, dim=d).sum(d + 1) > self.n).sum()) for d in along)
 

@@ -32,6 +32,7 @@ class _Weight(NamedTuple):
 
     name: str
     param: nn.Parameter
+    dispatched: Dispatched
     held: HeldWeight
     places: list[tuple[nn.Module, str]]
     """Every module that holds it, and under which key."""
@@ -103,7 +104,7 @@ class Acceleration:
     @property
     def choices(self) -> dict[str, list[Choice]]:
         """By weight: the backend for each size met so far."""
-        return {weight.name: weight.held.dispatched.made() for weight in self._weights}
+        return {weight.name: weight.dispatched.made() for weight in self._weights}
 
     def pack(self) -> None:
         """Find the weights that are sparse as they are now; a backend packs one when it is first asked to multiply.
@@ -111,6 +112,8 @@ class Acceleration:
         What was packed before is forgotten, what was measured is not.
         """
         self.restore()
+        # a weight that is still there keeps what stands for it: compiled graphs name that
+        before = {weight.param: (weight.dispatched, weight.held) for weight in self._weights}
         self._weights, self.skipped = [], []
         for param, owners in owners_of(self.model).items():
             if param.dim() < 2:
@@ -120,9 +123,14 @@ class Acceleration:
             if isinstance(dim, str) or isinstance(pattern, str):
                 self.skipped.append(Row(owners[0].name, tuple(param.shape), "-", "dense", str(pattern)))
                 continue
-            held = HeldWeight(Dispatched(param, pattern, dim, self.backend))
+            if (known := before.get(param)) is not None and known[0].dim == dim:
+                dispatched, held = known
+                dispatched.renew(pattern)
+            else:
+                dispatched = Dispatched(param, pattern, dim, self.backend)
+                held = HeldWeight.of(dispatched)
             places = [(owner.module, owner.name.rpartition(".")[2]) for owner in owners]
-            self._weights.append(_Weight(owners[0].name, param, held, places))
+            self._weights.append(_Weight(owners[0].name, param, dispatched, held, places))
 
     def swap_in(self) -> None:
         """Have the model hold what stands for its sparse weights."""
@@ -148,7 +156,7 @@ class Acceleration:
         Weights that proved too small to gain anything are left where they are.
         """
         try:
-            self._swap_in([weight for weight in self._weights if not weight.held.dispatched.trifling])
+            self._swap_in([weight for weight in self._weights if not weight.dispatched.trifling])
             yield
         finally:
             self.restore()
@@ -182,7 +190,7 @@ def _dim(param: nn.Parameter, owners: Sequence[Owner]) -> int | str:
 
 
 def _rows(weight: _Weight) -> list[Row]:
-    dispatched = weight.held.dispatched
+    dispatched = weight.dispatched
 
     def row(backend: str, reason: str) -> Row:
         return Row(weight.name, tuple(weight.param.shape), str(dispatched.pattern), backend, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -43,6 +44,16 @@ class Choice:
 
 
 _measured: dict[Key, Choice] = {}
+_at: WeakValueDictionary[Key, Dispatched] = WeakValueDictionary()
+
+
+def dispatched(weight: Tensor) -> Dispatched | None:
+    """What multiplies by this very weight, by where it lies in memory; None: nothing does."""
+    return _at.get(_place(weight))
+
+
+def _place(weight: Tensor) -> Key:
+    return weight.data_ptr(), weight.shape, weight.dtype
 
 
 def forget() -> None:
@@ -61,7 +72,13 @@ class Dispatched:
     """
 
     def __init__(self, weight: Tensor, pattern: NM | Block1xN, dim: int, backend: str = AUTO) -> None:
-        self.weight, self.pattern, self.dim, self.backend = weight, pattern, dim, backend
+        self.weight, self.dim, self.backend = weight, dim, backend
+        self.renew(pattern)
+
+    def renew(self, pattern: NM | Block1xN) -> None:
+        """The weight holds other values now: forget how it was packed, and what was chosen."""
+        self.pattern = pattern
+        _at[_place(self.weight)] = self
         self.choices: dict[Key, Choice] = {}
         self.met_gradients = False
         """Whether gradients were asked for where it was used: then torch multiplied the dense weight."""
@@ -75,7 +92,7 @@ class Dispatched:
         if choice is None:
             size = f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
             choice = self.choices[key] = replace(self._choose(x, bias, convolution, key), size=size)
-        return _apply(self.operand(choice.backend), x, bias, convolution)
+        return apply(self.operand(choice.backend), x, bias, convolution)
 
     def operand(self, backend: str) -> Operand:
         """The weight in a backend's form."""
@@ -135,7 +152,7 @@ class Dispatched:
     def _measure(self, able: list[str], x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Choice:
         def run(name: str) -> Callable[[], Tensor]:
             operand = self.operand(name)
-            return lambda: _apply(operand, x, bias, convolution)
+            return lambda: apply(operand, x, bias, convolution)
 
         runs = {name: run(name) for name in able}
         results = {name: call() for name, call in runs.items()}  # compiles, too
@@ -157,7 +174,8 @@ class Dispatched:
         return Choice(best, times, reason)
 
 
-def _apply(operand: Operand, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
+def apply(operand: Operand, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
+    """Linear, or the convolution."""
     return operand.linear(x, bias) if convolution is None else operand.convolution(x, bias, convolution)
 
 

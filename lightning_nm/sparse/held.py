@@ -17,35 +17,53 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from lightning_nm.kernels.convolution import Convolution
+from lightning_nm.sparse import traced
 from lightning_nm.sparse.dispatch import Dispatched
 
 
 class HeldWeight(torch.Tensor):
-    """Stands for ``dispatched.weight`` in a module.
+    """Stands for a dense weight in a module.
 
     Products go through ``dispatched`` wherever no gradient is asked for; with gradients torch multiplies the weight.
     """
 
-    dispatched: Dispatched
+    weight: Tensor
+    sums_over: int
+    """Its reduction dimension."""
+    dispatched: Dispatched | None
+    """None while `torch.compile` traces, with another tensor in the weight's place."""
 
     @staticmethod
-    def __new__(cls, dispatched: Dispatched) -> HeldWeight:
-        weight = dispatched.weight
+    def __new__(cls, weight: Tensor, dim: int, dispatched: Dispatched | None) -> HeldWeight:
         held = torch.Tensor._make_wrapper_subclass(
             cls, weight.shape, strides=weight.stride(), dtype=weight.dtype, device=weight.device
         )
-        held.dispatched = dispatched
+        held.weight, held.sums_over, held.dispatched = weight, dim, dispatched
         held._is_param = True  # modules ask isinstance(_, nn.Parameter)
         return held
 
+    @classmethod
+    def of(cls, dispatched: Dispatched) -> HeldWeight:
+        return cls(dispatched.weight, dispatched.dim, dispatched)
+
+    def __tensor_flatten__(self) -> tuple[list[str], int]:
+        return ["weight"], self.sums_over
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], dim: int, size: Any, stride: Any) -> HeldWeight:
+        return HeldWeight(inner["weight"], dim, None)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return copy.deepcopy(self.dispatched.weight, memo)
+        return copy.deepcopy(self.weight, memo)
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.untyped_storage:  # torch.compile would take two tensors of one storage for views
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args)
         if (product := _PRODUCTS.get(func)) is not None and not _asks_gradients(args, kwargs):
             result = product(*args, **kwargs)
             if result is not NotImplemented:
@@ -66,35 +84,38 @@ class HeldWeight(torch.Tensor):
 
 
 def _dense(arguments: Any) -> Any:
-    return tree_map_only(HeldWeight, lambda held: held.dispatched.weight, arguments)
+    return tree_map_only(HeldWeight, lambda held: held.weight, arguments)
 
 
 def _asks_gradients(args: Any, kwargs: Any) -> bool:
     if not torch.is_grad_enabled():
         return False
     tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
-    held = [each.dispatched for each in tensors if isinstance(each, HeldWeight)]
-    asks = any(d.weight.requires_grad for d in held) or any(t.requires_grad for t in tensors)
-    for dispatched in held:
-        dispatched.met_gradients |= asks
+    held = [each for each in tensors if isinstance(each, HeldWeight)]
+    asks = any(tensor.requires_grad for tensor in [*tensors, *(each.weight for each in held)])
+    for each in held:
+        if asks and each.dispatched is not None:
+            each.dispatched.met_gradients = True
     return asks
 
 
 def _product(x: Tensor, held: Any, bias: Tensor | None, convolution: Convolution | None, dim: int = 1) -> Any:
     """What `Dispatched.product` gives, or NotImplemented: torch then multiplies, or says what is wrong."""
-    if type(x) not in (Tensor, nn.Parameter) or not isinstance(held, HeldWeight) or held.dispatched.dim != dim:
+    if not isinstance(held, HeldWeight) or held.sums_over != dim:
         return NotImplemented
-    dispatched, device = held.dispatched, x.device.type
+    weight, dispatched, dtype, device = held.weight, held.dispatched, held.dtype, x.device.type
+    if dispatched is not None and type(x) not in (Tensor, nn.Parameter):
+        return NotImplemented
     if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-        x, dispatched = x.to(dtype), dispatched.cast(dtype)
-        bias = bias if bias is None else bias.to(dtype)
-    weight = dispatched.weight
-    alike = x.dtype == weight.dtype and x.device == weight.device and (bias is None or bias.dtype == x.dtype)
+        x, bias = x.to(dtype), bias if bias is None else bias.to(dtype)
+    alike = x.dtype == dtype and x.device == weight.device and (bias is None or bias.dtype == dtype)
     inputs = weight.shape[dim] if convolution is None else weight.shape[1] * convolution.groups
     if not alike or x.dim() == 0 or x.shape[-1 if convolution is None else 1] != inputs:
         return NotImplemented
-    return dispatched.product(x, bias, convolution)
+    if dispatched is None:
+        return traced.product(x, weight, bias, dim, convolution)
+    return (dispatched if dtype == weight.dtype else dispatched.cast(dtype)).product(x, bias, convolution)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -136,7 +157,7 @@ def _convolution(dims: int) -> Callable[..., Any]:
         if input.dim() == dims + 1:
             result = _product(input[None], weight, bias, convolution)
             return result if result is NotImplemented else result[0]
-        dense = weight.dispatched.weight
+        dense = weight.weight
         if dims == 2 and not dense.is_contiguous() and dense.is_contiguous(memory_format=torch.channels_last):
             input = input.contiguous(memory_format=torch.channels_last)  # as torch does for such weights
         return _product(input, weight, bias, convolution)
@@ -146,7 +167,7 @@ def _convolution(dims: int) -> Callable[..., Any]:
 
 def _attention(*args: Any, **kwargs: Any) -> Any:
     """Torch's own, which then meets `HeldWeight.__torch_dispatch__` inside."""
-    if torch.compiler.is_compiling():
+    if any(isinstance(each, HeldWeight) and each.dispatched is None for each in (*args, *kwargs.values())):
         return NotImplemented
     with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
         return F.multi_head_attention_forward(*args, **kwargs)
@@ -155,11 +176,11 @@ def _attention(*args: Any, **kwargs: Any) -> Any:
 def _pieces(operator: Any) -> Callable[..., Any]:
     def cut(held: HeldWeight, *sizes: Any) -> Any:
         """Rows of the stacked projections of query, key and value."""
-        dispatched = held.dispatched
+        assert held.dispatched is not None
         pieces, first = [], 0
-        for piece in operator(dispatched.weight, *sizes):
-            rows = dispatched.rows(first, first + len(piece)) if piece.shape[1:] == held.shape[1:] else None
-            pieces.append(piece if rows is None else HeldWeight(rows))
+        for piece in operator(held.weight, *sizes):
+            rows = held.dispatched.rows(first, first + len(piece)) if piece.shape[1:] == held.shape[1:] else None
+            pieces.append(piece if rows is None else HeldWeight.of(rows))
             first += len(piece)
         return pieces
 
@@ -167,7 +188,8 @@ def _pieces(operator: Any) -> Callable[..., Any]:
 
 
 def _cast(held: HeldWeight, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
-    return HeldWeight(held.dispatched.cast(dtype))
+    assert held.dispatched is not None
+    return HeldWeight.of(held.dispatched.cast(dtype))
 
 
 _PRODUCTS: dict[Any, Callable[..., Any]] = {

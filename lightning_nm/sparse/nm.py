@@ -43,8 +43,9 @@ class PackedNM:
             expected = (groups, layout.chunks, size, LANES)
             _require(held.shape == expected, f"{name} have shape {list(held.shape)}, not {list(expected)}")
         _require(self.positions.dtype == torch.int32, f"positions are int32, not {self.positions.dtype}")
-        at = packed_nm.positions_of(self.positions, layout)
-        _require(at.numel() == 0 or int(at.max()) < layout.window, f"positions must be less than {layout.window}")
+        if layout.window < 2 ** (32 // layout.per_word):  # else every number is a position
+            at = packed_nm.positions_of(self.positions, layout)
+            _require(at.numel() == 0 or int(at.max()) < layout.window, f"positions must be less than {layout.window}")
 
     def __reduce__(self) -> tuple[type[PackedNM], tuple[object, ...]]:
         # through the constructor, which checks what comes from a file
@@ -74,18 +75,16 @@ class PackedNM:
         pattern.check(weight, dim)
         dim = dim % weight.dim()
         rows = _matrix(weight.detach(), dim)
-        held = rows.unflatten(1, (-1, pattern.m)) != 0  # type: ignore[no-untyped-call]
-        if bool((wrong := held.sum(2) > pattern.n).any()):
-            row, group = wrong.nonzero()[0].tolist()
+        layout = Layout.of(pattern.n, pattern.m, rows.shape[1], rows.shape[1] // weight.shape[dim])
+        packed = kernels.nm_pack(rows, pattern.n, layout)
+        if isinstance(packed, int):
+            row, group = divmod(packed, rows.shape[1] // pattern.m)
+            held = int(rows[row].view(-1, pattern.m)[group].count_nonzero())
             raise ValueError(
                 f"a weight of shape {tuple(weight.shape)} is not {pattern}: group {group} of output {row} holds "
-                f"{int(held[row, group].sum())} weights"
+                f"{held} weights"
             )
-        # weights first, then zeros that are -0, so that these come back too where there is room
-        ranks = torch.where(rows != 0, 2.0, rows.signbit().float())
-        mask = kernels.nm_mask(ranks, pattern.n, pattern.m, 1)
-        layout = Layout.of(pattern.n, pattern.m, rows.shape[1], rows.shape[1] // weight.shape[dim])
-        return cls(*packed_nm.pack(rows, mask, layout), pattern.n, pattern.m, weight.shape, dim)
+        return cls(*packed, pattern.n, pattern.m, weight.shape, dim)
 
     def unpack(self) -> Tensor:
         """The weight, bit for bit, but for -0 beyond the N of a group."""

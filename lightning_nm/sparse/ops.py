@@ -26,7 +26,7 @@ from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.kernels.packed_nm import Layout
 from lightning_nm.sparse.operands import check_block_conv, check_block_linear, check_nm_conv, check_nm_linear
 
-_LIBRARY: Any = torch.library.Library("lightning_nm", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY: Any = torch.library.Library("lightning_nm", "DEF")  # type: ignore[no-untyped-call]
 ops = torch.ops.lightning_nm
 
 
@@ -127,9 +127,9 @@ for _name, _arguments, _call, _fake in (
     ("block_linear", _BLOCKS, _block_linear, _block_linear_fake),
     ("block_conv", f"{_BLOCKS}, {_SIZES}", _block_conv, _block_conv_fake),
 ):
-    _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
-    _LIBRARY.impl(_name, _call, "CompositeExplicitAutograd")
-    _LIBRARY.impl(_name, _without_gradient(getattr(ops, _name)), "Autograd")
-    torch.library.register_fake(f"lightning_nm::{_name}", _fake, lib=_LIBRARY)
+    LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
+    LIBRARY.impl(_name, _call, "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, _without_gradient(getattr(ops, _name)), "Autograd")
+    torch.library.register_fake(f"lightning_nm::{_name}", _fake, lib=LIBRARY)
     for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _LIBRARY.impl(_name, _under_autocast(getattr(ops, _name), _device, _key), _key)
+        LIBRARY.impl(_name, _under_autocast(getattr(ops, _name), _device, _key), _key)
