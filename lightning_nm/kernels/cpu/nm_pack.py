@@ -23,11 +23,11 @@ def _pack(rows, magnitude, n, m, window, per_word, values, positions):  # type: 
     """
     outputs, inputs = rows.shape
     weights, width = values.shape[2], 32 // per_word
-    for output in range(outputs):
+    for output in range(values.shape[0] * 16):
         block, lane = output // 16, output % 16
         for group in range(values.shape[1] * weights // n):
             first = group * m
-            there = first < inputs
+            there = output < outputs and first < inputs
             kept = zeros = 0
             if there:
                 for j in range(first, first + m):
