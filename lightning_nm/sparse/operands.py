@@ -1,11 +1,15 @@
 """What the operators of `lightning_nm.sparse.ops` demand of their arguments.
 
-Each check gives the shape of the result, or raises a ValueError that says what does not fit.
+Each check gives the shape of the result, or raises a ValueError that says what does not fit. Shapes, dtypes and devices
+that passed once are remembered: a check is part of every call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,19 +17,42 @@ from torch import Tensor
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.packed_nm import LANES, LARGEST_M, Layout
 
+Shape = tuple[int, ...]
 
+
+class _Seen(NamedTuple):
+    """What a check sees of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _remembered(check: Callable[..., Shape]) -> Callable[..., Shape]:
+    """``check``, called with tensors."""
+    known = lru_cache(4096)(check)
+
+    def call(*arguments: Any) -> Shape:
+        seen = [_Seen(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in arguments]
+        try:
+            return known(*seen)
+        except TypeError:  # sizes that are symbols, while torch traces, cannot be remembered
+            return check(*seen)
+
+    return call
+
+
+@_remembered
 def check_nm_linear(
-    x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, n: int, m: int, outputs: int
-) -> tuple[int, ...]:
+    x: _Seen, values: _Seen, positions: _Seen, bias: _Seen | None, n: int, m: int, outputs: int
+) -> Shape:
     """Shape of the result of a linear layer."""
     _check_x(x, bias, outputs, values, positions)
     _check_nm(x, int(x.shape[-1]), 1, values, positions, n, m, outputs)
     return (*x.shape[:-1], outputs)
 
 
-def _check_nm(
-    x: Tensor, inputs: int, taps: int, values: Tensor, positions: Tensor, n: int, m: int, outputs: int
-) -> None:
+def _check_nm(x: _Seen, inputs: int, taps: int, values: _Seen, positions: _Seen, n: int, m: int, outputs: int) -> None:
     if not 0 < n <= m <= LARGEST_M or inputs % m:
         raise ValueError(f"x of shape {tuple(x.shape)} does not fit {n}:{m} weights of M up to {LARGEST_M}")
     layout = Layout.of(n, m, taps * inputs, taps)
@@ -40,27 +67,28 @@ def _check_nm(
         raise ValueError(f"positions are int32, not {positions.dtype}")
 
 
+@_remembered
 def check_nm_conv(
-    x: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    bias: Tensor | None,
+    x: _Seen,
+    values: _Seen,
+    positions: _Seen,
+    bias: _Seen | None,
     n: int,
     m: int,
     outputs: int,
     convolution: Convolution,
-) -> tuple[int, ...]:
+) -> Shape:
     _check_x(x, bias, outputs, values, positions)
     inputs = _check_convolution(x, outputs, convolution)
     _check_nm(x, inputs, prod(convolution.kernel), values, positions, n, m, outputs)
     return (x.shape[0], outputs, *convolution.spatial(x.shape[2:]))
 
 
-def _check_convolution(x: Tensor, outputs: int, convolution: Convolution) -> int:
+def _check_convolution(x: _Seen, outputs: int, convolution: Convolution) -> int:
     """Inputs of one filter."""
     dims = len(convolution.kernel)
     sizes = convolution[:-1]
-    if not 1 <= dims <= 3 or any(len(size) != dims for size in sizes) or x.dim() != dims + 2:
+    if not 1 <= dims <= 3 or any(len(size) != dims for size in sizes) or len(x.shape) != dims + 2:
         raise ValueError(f"x of shape {tuple(x.shape)} does not fit {convolution}")
     whole = min(*convolution.kernel, *convolution.stride, *convolution.dilation, convolution.groups) > 0
     if not whole or min(convolution.padding) < 0:
@@ -72,19 +100,18 @@ def _check_convolution(x: Tensor, outputs: int, convolution: Convolution) -> int
     return int(x.shape[1]) // convolution.groups
 
 
-def check_block_linear(
-    x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None
-) -> tuple[int, ...]:
+@_remembered
+def check_block_linear(x: _Seen, values: _Seen, inputs: _Seen, starts: _Seen, bias: _Seen | None) -> Shape:
     """Shape of the result of a linear layer."""
     outputs = _check_blocks(x, values, inputs, starts, bias, ("N",))
     return (*x.shape[:-1], outputs)
 
 
 def _check_blocks(
-    x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None, sizes: tuple[str, ...]
+    x: _Seen, values: _Seen, inputs: _Seen, starts: _Seen, bias: _Seen | None, sizes: tuple[str, ...]
 ) -> int:
     """Outputs, of values ``[blocks, *sizes]``."""
-    wrong = values.dim() != 1 + len(sizes) or inputs.shape != values.shape[:1] or starts.dim() != 1
+    wrong = len(values.shape) != 1 + len(sizes) or inputs.shape != values.shape[:1] or len(starts.shape) != 1
     if wrong or starts.shape[0] < 1:
         shapes = [tuple(t.shape) for t in (values, inputs, starts)]
         expected = ", ".join(("blocks", *sizes))
@@ -96,9 +123,10 @@ def _check_blocks(
     return outputs
 
 
+@_remembered
 def check_block_conv(
-    x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None, convolution: Convolution
-) -> tuple[int, ...]:
+    x: _Seen, values: _Seen, inputs: _Seen, starts: _Seen, bias: _Seen | None, convolution: Convolution
+) -> Shape:
     outputs = _check_blocks(x, values, inputs, starts, bias, ("T", "N"))
     _check_convolution(x, outputs, convolution)
     if values.shape[1] != prod(convolution.kernel):
@@ -106,11 +134,11 @@ def check_block_conv(
     return (x.shape[0], outputs, *convolution.spatial(x.shape[2:]))
 
 
-def _check_x(x: Tensor, bias: Tensor | None, outputs: int, *packed: Tensor) -> None:
-    if x.dim() == 0 or not x.is_floating_point():
+def _check_x(x: _Seen, bias: _Seen | None, outputs: int, *packed: _Seen) -> None:
+    if not x.shape or not x.dtype.is_floating_point:
         raise ValueError(f"x is [..., inputs] of floating-point numbers, not {x.dtype} of shape {tuple(x.shape)}")
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"a bias of shape {tuple(bias.shape)} for {outputs} outputs")
-    devices = {tensor.device for tensor in (x, *packed, *([] if bias is None else [bias]))}
+    devices = {tensor.device for tensor in (x, *packed, bias) if tensor is not None}
     if len(devices) > 1:
         raise ValueError(f"x, the packed weight and the bias lie on {sorted(map(str, devices))}; move them to one")
