@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
+import torch
 
+from lightning_nm.cli.digits import DigitsMLP
 from lightning_nm.cli.report import main as report
 from tests.processes import free_port
 
@@ -65,3 +70,31 @@ def test_example_of_a_loop_resumes_and_saves_a_sparse_network(tmp_path, script, 
     assert float(accuracy) > 70
     (deployed,) = tmp_path.rglob("sparse.pt")
     assert report([str(deployed), "--pattern=1:4", "--ignore", head]) == 0
+
+
+def test_example_serves_what_the_dense_model_predicts(tmp_path):
+    """Over HTTP, from a checkpoint; what cannot be predicted is an answer, not a crash."""
+    run(tmp_path, "digits.py", "fit", "--nm.pattern=1:4", "--trainer.max_epochs=1", "--nm.report=false")
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    script = [str(EXAMPLES / "serve.py"), str(checkpoint), "--model=lightning_nm.cli.digits.DigitsMLP", "--inputs=64"]
+    command = [sys.executable, "-W", "ignore", *script, "--port=0", "--backend=cpu"]
+    images = torch.rand(3, 64)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            said = []
+            while not said or not said[-1].startswith("serving"):
+                said.append(server.stdout.readline())
+                assert said[-1], "the server died"
+            url = said[-1].split()[-1]
+            with urlopen(url, data=json.dumps(images.tolist()).encode(), timeout=60) as answer:
+                outputs = torch.tensor(json.load(answer))
+            for wrong in (b"[[1, 2]]", b"no JSON", b'["a"]'):
+                with pytest.raises(HTTPError, match="400"):
+                    urlopen(url, data=wrong, timeout=60)
+        finally:
+            server.kill()
+    assert sum(" 1:4 " in line for line in said) >= 2  # what runs where
+    with torch.no_grad():
+        expected = DigitsMLP.load_from_checkpoint(checkpoint, map_location="cpu")(images)
+    torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
