@@ -20,7 +20,8 @@ TIE = 0.95
 """A backend must take less than this share of the time of what is simpler: dense, then prepacked, then sparse."""
 TRIFLE = 1e-4
 """Seconds: to ask takes some 5 us."""
-_DENSE = ("dense", "onednn")
+DENSE = ("dense", "onednn")
+"""Backends that multiply a dense weight."""
 _SECONDS, _FEWEST, _MOST = 0.01, 2, 20
 
 Key = tuple[object, ...]
@@ -139,7 +140,7 @@ class Dispatched:
             refusal = refusals[self.backend]
             return Choice("dense", {}, refusal) if refusal else Choice(self.backend, {}, "asked for")
         if able == ["dense"]:
-            sparse = next(refusal for name, refusal in refusals.items() if name not in _DENSE)
+            sparse = next(refusal for name, refusal in refusals.items() if name not in DENSE)
             return Choice("dense", {}, sparse or "")
         if not x.numel():
             return Choice("dense", {}, "there is nothing to multiply")
@@ -164,7 +165,7 @@ class Dispatched:
                 del runs[name]
         times = _fastest(runs)
         best, reason = "dense", "the fastest"
-        for name in sorted(times, key=lambda name: (name not in _DENSE, times[name])):
+        for name in sorted(times, key=lambda name: (name not in DENSE, times[name])):
             if times[name] < TIE * times[best]:
                 best = name
             elif times[name] < times[best]:
