@@ -2,7 +2,7 @@
 
     python benchmarks/packed_linear.py
 
-Every round times each candidate once, in turn; medians. "oneDNN" is the best dense path that torch has, its weight
+Every round times each candidate once, in any order; medians. "oneDNN" is the best dense path that torch has, its weight
 prepacked; ``F.linear`` (in brackets) is what an eager model runs. Ratios are dense time over ours, fp32, on torch's own
 threads. Every result is checked against float64.
 """
@@ -10,9 +10,10 @@ threads. Every result is checked against float64.
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,16 +30,18 @@ def packed(weight: Tensor, pattern: NM | Block1xN) -> PackedNM | PackedBlocks:
     return PackedNM.pack(weight, pattern) if isinstance(pattern, NM) else PackedBlocks.pack(weight, pattern)
 
 
-def medians(candidates: list[Callable[[], object]], seconds: float) -> list[float]:
+def medians(candidates: Sequence[Callable[[], object]], seconds: float) -> list[float]:
     times: list[list[float]] = [[] for _ in candidates]
     for candidate in candidates:
         candidate()  # compiles
     end = time.perf_counter() + seconds
+    order = list(range(len(candidates)))
     while time.perf_counter() < end or len(times[0]) < 5:
-        for candidate, own in zip(candidates, times):
+        random.shuffle(order)  # each leaves its own data and code in the caches for the next
+        for which in order:
             start = time.perf_counter()
-            candidate()
-            own.append(time.perf_counter() - start)
+            candidates[which]()
+            times[which].append(time.perf_counter() - start)
     return [statistics.median(own) for own in times]
 
 

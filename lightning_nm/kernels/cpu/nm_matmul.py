@@ -26,8 +26,9 @@ from lightning_nm.kernels.packed_nm import Layout
 
 ROWS = 7
 """At a time, at most."""
-GROUPS = {1: 4, 2: 4, 3: 4}
-"""At a time, by the rows; 2 for more. Their sums, and what passes through, must find a register."""
+GROUPS = 4
+"""At a time, of at most `FEW` rows; half of that beside more. Their sums, and what passes through, take registers."""
+FEW = 4
 _VALUES, _POSITIONS, _X, _OUT, _BIAS, _BASES, _WINDOWS = range(2, 9)
 _CHUNKS, _GROUPS, _COLUMNS, _ROWS, _SPAN, _OUT_STRIDE = range(9, 15)
 
@@ -168,7 +169,7 @@ class _Plan(NamedTuple):
 def _plan(layout: Layout, dtype: torch.dtype, total: int, groups: int, outputs: int) -> _Plan:
     """For so many rows and groups of outputs."""
     rows = tile_rows(total, ROWS)
-    together = min(groups, GROUPS.get(rows, 2))
+    together = min(groups, GROUPS if rows <= FEW else GROUPS // 2)
     columns = -(-groups // together)
     share = spans(total, rows, columns)
     kernel = _kernel(layout._replace(inputs=0, chunks=0), dtype, together, rows, outputs % LANES == 0)
