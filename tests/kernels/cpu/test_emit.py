@@ -70,3 +70,51 @@ def test_one_float_everywhere() -> None:
 
     x = torch.randn(16)
     assert torch.equal(run(body, x, torch.zeros(16, dtype=torch.int32)), x[3].expand(16))
+
+
+def test_a_thread_has_memory_of_its_own() -> None:
+    """Each that comes takes the next part."""
+    kernel, out = Kernel("tried"), torch.zeros(48)
+    own = kernel.own(3, kernel.address(2), number(16))
+    module = kernel.units(lambda unit: kernel.store(kernel.everywhere(emit.F32(1.0)), own, number(0)))
+    arguments, tried = (ctypes.c_int64 * 4)(0, 1, out.data_ptr(), 0), compiled(module, kernel.name)
+    for _ in range(2):
+        arguments[0] = 0
+        tried(ctypes.addressof(arguments))
+    assert torch.equal(out, torch.arange(48).lt(32).float())
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_either(which: int) -> None:
+    """One way or the other."""
+
+    def body(kernel: Kernel, x: Value, index: Value) -> Value:
+        condition = kernel.builder.icmp_signed("==", number(which), number(0))
+        first, second = (lambda at=at: [kernel.load(x, number(16 * at))] for at in range(2))
+        return kernel.either(condition, first, second)[0]
+
+    x = torch.randn(32)
+    assert torch.equal(run(body, x, torch.zeros(16, dtype=torch.int32)), x[16 * which :][:16])
+
+
+def test_an_integer_in_every_lane() -> None:
+    """Its lower half."""
+
+    def body(kernel: Kernel, x: Value, index: Value) -> Value:
+        return kernel.builder.sitofp(kernel.every_lane(number((1 << 40) + 7)), FLOATS)
+
+    assert torch.equal(run(body, torch.zeros(16), torch.zeros(16, dtype=torch.int32)), torch.full((16,), 7.0))
+
+
+def test_some_lanes_are_stored() -> None:
+    """The others keep what was there."""
+    kernel, out, x = Kernel("tried"), torch.zeros(16), torch.randn(16)
+
+    def unit(_: Value) -> None:
+        vector = kernel.load(kernel.address(2), number(0))
+        positive = kernel.builder.fcmp_ordered(">", vector, zeros())
+        kernel.store_some(vector, positive, kernel.address(3), number(0))
+
+    arguments = (ctypes.c_int64 * 4)(0, 1, x.data_ptr(), out.data_ptr())
+    compiled(kernel.units(unit), kernel.name)(ctypes.addressof(arguments))
+    assert torch.equal(out, x.relu())
