@@ -14,6 +14,8 @@ usage: lightning-nm COMMAND ...
   report FILE.ckpt               say layer by layer whether a checkpoint obeys its pattern
   convert FILE.ckpt              make a trained model N:M sparse without training it anew:
                                    lightning-nm convert old.ckpt --model my.Net --data my.Data --pattern 2:4 -o new.ckpt
+  bench FILE.ckpt                time its sparse weights on this machine, against dense ones, and check the results:
+                                   lightning-nm bench --shape 4096 4096 --pattern 2:4 1:4 --batch 1 32
   demo                           train dense and sparse on handwritten digits, in under a minute
 
 'lightning-nm COMMAND --help' shows the options of a command.
@@ -32,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(f"lightning-nm {__version__}")
         return 0
-    if command in ("report", "convert", "demo"):
+    if command in ("report", "convert", "bench", "demo"):
         try:
             return _own(command)(given[1:])
         except (ValueError, OSError, ImportError) as error:
@@ -47,9 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _own(command: str) -> Callable[[Sequence[str]], int]:
-    from lightning_nm.cli import convert, demo, report
+    from lightning_nm.cli import bench, convert, demo, report
 
-    return {"report": report.main, "convert": convert.main, "demo": demo.main}[command]
+    return {"report": report.main, "convert": convert.main, "bench": bench.main, "demo": demo.main}[command]
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def test_help(args, capsys):
     shown = capsys.readouterr().out
     assert "report FILE.ckpt" in shown
     assert "convert FILE.ckpt" in shown
+    assert "bench FILE.ckpt" in shown
 
 
 def test_version(capsys):

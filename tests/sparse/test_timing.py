@@ -1,0 +1,46 @@
+"""How calls are timed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_nm.sparse.timing import Timing, stopwatch, take_turns, wall_clock
+
+
+def test_calls_take_turns_for_as_many_rounds_as_asked():
+    """One after the other in every round, however little time there is."""
+    made: list[str] = []
+    timings = take_turns({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, 0.0, fewest=3)
+    assert made == ["a", "b"] * 3
+    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 3, "b": 3}
+
+
+def test_time_is_used_up():
+    """More rounds than the fewest, where there is time for them."""
+    assert take_turns({"a": lambda: None}, 0.02, fewest=2)["a"].rounds > 10
+
+
+def test_median_and_quartiles():
+    """One slow round moves neither."""
+    clock = iter([5.0, 1.0, 2.0, 3.0, 900.0]).__next__
+    timing = take_turns({"a": lambda: None}, 0.0, fewest=5, clock=lambda call: clock())["a"]
+    assert timing == Timing(median=3.0, low=2.0, high=5.0, least=1.0, rounds=5)
+
+
+def test_the_wall_clock_runs_the_call():
+    """Its seconds are those of the call."""
+    made: list[int] = []
+    assert 0 < stopwatch(torch.device("cpu"))(lambda: made.append(1)) < 1
+    assert made == [1]
+    assert stopwatch(torch.device("cpu")) is wall_clock
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_the_clock_of_a_gpu():
+    """A larger product takes longer, by its own clock."""
+    clock = stopwatch(torch.device("cuda"))
+    small, large = (torch.randn(n, n, device="cuda") for n in (64, 8192))
+    timings = take_turns({"small": lambda: small @ small, "large": lambda: large @ large}, 0.0, clock=clock)
+    assert timings["large"].low > timings["small"].high > 0
