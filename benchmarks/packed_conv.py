@@ -5,7 +5,7 @@
 Every round times each candidate once, in any order; medians. "oneDNN" is the best dense path that torch has, its weight
 prepacked, on channels_last images; ``F.conv2d`` on channels_last and contiguous ones stands beside it. Ratios are
 oneDNN's time over ours, fp32, on torch's own threads; those of a network are of the sums over its layers. Every result
-is checked against float64.
+is checked against float64. All under `torch.inference_mode`, as Lightning evaluates.
 """
 
 from __future__ import annotations
@@ -107,5 +107,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
+    with torch.inference_mode():
         main()

@@ -15,7 +15,16 @@ from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
 from lightning_nm.kernels.cpu.emit import I16, I32, I64, LANES, Kernel, Value, number, zeros
 from lightning_nm.kernels.cpu.machine import compiled
-from lightning_nm.kernels.cpu.rows import Rows, each_tile, of_matrix, of_pixels, spans, tile_rows
+from lightning_nm.kernels.cpu.rows import (
+    Rows,
+    each_tile,
+    held_matrix,
+    held_pixels,
+    matrix_rows,
+    pixel_rows,
+    spans,
+    tile_rows,
+)
 from lightning_nm.kernels.cpu.stored import STORED, aligned, floats, nothing
 
 ROWS = 7
@@ -113,7 +122,9 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tens
         starts: ``[O / N + 1]``, int32.
         bias: ``[O]``.
     """
-    return _multiply(of_matrix(x, x.shape[1]), 1, x.shape[1], values, inputs, starts, bias).to(x.dtype)
+    rows = matrix_rows(*x.shape)
+    out = _multiply(held_matrix(x, rows), rows, 1, x.shape[1], values, inputs, starts, bias)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def fits(starts: Tensor, convolution: Convolution) -> bool:
@@ -129,9 +140,10 @@ def convolution(
     Args:
         values: ``[blocks, T, N]``.
     """
-    rows, groups = of_pixels(x, convolution, x.shape[1]), convolution.groups
-    out = _multiply(rows, groups, x.shape[1] // groups, values, inputs, starts, bias)
-    return out.view(x.shape[0], *convolution.spatial(x.shape[2:]), out.shape[1]).to(x.dtype).movedim(-1, 1)
+    rows, groups = pixel_rows(x.shape, convolution, x.shape[1]), convolution.groups
+    held = held_pixels(x, rows, convolution)
+    out = _multiply(held, rows, groups, x.shape[1] // groups, values, inputs, starts, bias).movedim(-1, 1)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 class _Plan(NamedTuple):
@@ -142,7 +154,7 @@ class _Plan(NamedTuple):
     """The kernel's arguments from `_TAP_COUNT` on."""
 
 
-@lru_cache(1024)
+@lru_cache(256)
 def _plan(
     n: int, dtype: torch.dtype, wide: bool, total: int, taps: tuple[int, ...], columns: int, outputs: int
 ) -> _Plan:
@@ -150,26 +162,33 @@ def _plan(
     rows = tile_rows(total, max(1, min(ROWS, SUMS * LANES // n)))
     share = spans(total, rows, columns)
     kernel = _kernel(n, dtype, wide, rows, len(taps) > 1)
-    sizes = (len(taps), columns, total, share.size, outputs)
-    return _Plan(kernel, columns * share.spans, torch.tensor(taps), sizes)
+    return _Plan(kernel, columns * share.spans, torch.tensor(taps), (len(taps), columns, total, share.size, outputs))
 
 
 def _multiply(
-    rows: Rows, parts: int, width: int, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None
+    x: Tensor,
+    rows: Rows,
+    parts: int,
+    width: int,
+    values: Tensor,
+    inputs: Tensor,
+    starts: Tensor,
+    bias: Tensor | None,
 ) -> Tensor:
-    """``[rows, O]``; each of ``parts`` of the outputs sees a part of the inputs, so wide."""
-    total, columns, n = rows.bases.shape[0], (starts.shape[0] - 1) // parts, values.shape[-1]
+    """``[*rows.shape, O]``; each of ``parts`` parts of the outputs sees a part of the inputs, so wide."""
+    columns, n = (starts.shape[0] - 1) // parts, values.shape[-1]
     outputs = columns * parts * n
     values, inputs, starts = aligned(values), aligned(inputs), aligned(starts)
     start = nothing(outputs) if bias is None else bias.float().contiguous()
-    if not width or not total or not outputs:  # no input to read, or nothing to write
-        return start.repeat(total, 1)
-    out = torch.empty(total, outputs)
+    out = torch.empty(*rows.shape, outputs)
+    if not width or not out.numel():  # no input to read, or nothing to write
+        return out.copy_(start)
+    total = rows.bases.shape[0]
     plan = _plan(n, values.dtype, inputs.dtype == torch.int32, total, rows.taps, columns, outputs)
-    v, i, s, x, y, z = (tensor.data_ptr() for tensor in (values, inputs, starts, rows.x, out, start))
+    v, i, s, first, y, z = (tensor.data_ptr() for tensor in (values, inputs, starts, x, out, start))
+    tables = rows.bases.data_ptr(), plan.shifts.data_ptr(), values.shape[0], width
     for part in range(parts):
         own = part * columns * n * 4
-        addresses = (v, i, s + part * columns * 4, x + part * width * 4, y + own, z + own)
-        tables = rows.bases.data_ptr(), plan.shifts.data_ptr()
-        threads.run(plan.kernel, plan.units, (*addresses, *tables, values.shape[0], width, *plan.sizes))
+        addresses = (v, i, s + part * columns * 4, first + part * width * 4, y + own, z + own)
+        threads.run(plan.kernel, plan.units, (*addresses, *tables, *plan.sizes))
     return out

@@ -20,7 +20,16 @@ from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
 from lightning_nm.kernels.cpu.emit import I64, LANES, WORDS, Kernel, Value, number, words
 from lightning_nm.kernels.cpu.machine import compiled
-from lightning_nm.kernels.cpu.rows import Rows, each_tile, of_matrix, of_pixels, spans, tile_rows
+from lightning_nm.kernels.cpu.rows import (
+    Rows,
+    each_tile,
+    held_matrix,
+    held_pixels,
+    matrix_rows,
+    pixel_rows,
+    spans,
+    tile_rows,
+)
 from lightning_nm.kernels.cpu.stored import STORED, aligned, floats, nothing
 from lightning_nm.kernels.packed_nm import Layout
 
@@ -119,8 +128,9 @@ def _window(kernel: Kernel, row: Value, first: Value, inputs: int) -> list[Value
 
 def matmul(x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, layout: Layout, outputs: int) -> Tensor:
     """Compiled `lightning_nm.kernels.packed_nm.matmul`; x is multiplied as float32."""
-    out = _multiply(of_matrix(x, _width(layout, 1)), 1, values, positions, bias, layout, outputs)
-    return out.to(x.dtype)
+    rows = matrix_rows(x.shape[0], _width(layout, 1))
+    out = _multiply(held_matrix(x, rows), rows, 1, values, positions, bias, layout, outputs)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def fits(layout: Layout, outputs: int, convolution: Convolution) -> bool:
@@ -139,10 +149,10 @@ def convolution(
     convolution: Convolution,
 ) -> Tensor:
     """Of x ``[B, C, *sizes]``, multiplied as float32; the result ``[B, O, *sizes]`` has its channels last."""
-    width = convolution.groups * _width(layout, prod(convolution.kernel))
-    rows = of_pixels(x, convolution, width)
-    out = _multiply(rows, convolution.groups, values, positions, bias, layout, outputs)
-    return out.view(x.shape[0], *convolution.spatial(x.shape[2:]), outputs).to(x.dtype).movedim(-1, 1)
+    rows = pixel_rows(x.shape, convolution, convolution.groups * _width(layout, prod(convolution.kernel)))
+    held = held_pixels(x, rows, convolution)
+    out = _multiply(held, rows, convolution.groups, values, positions, bias, layout, outputs).movedim(-1, 1)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def _width(layout: Layout, taps: int) -> int:
@@ -150,55 +160,67 @@ def _width(layout: Layout, taps: int) -> int:
     return -(-layout.inputs // taps // layout.window) * layout.window
 
 
-@lru_cache(1024)
-def _windows(layout: Layout, taps: tuple[int, ...]) -> Tensor:
-    """Where each starts. Those that only fill up the last chunk have no weights: they look at the last true one."""
-    width = _width(layout, len(taps))
-    starts = (torch.tensor(taps)[:, None] + torch.arange(0, width, layout.window)).flatten()
-    return torch.cat([starts, starts[-1:].expand(layout.chunks * layout.windows - len(starts))])
-
-
 class _Plan(NamedTuple):
     kernel: Callable[[int], None]
     units: int
+    windows: Tensor
+    """int64, where each starts."""
+    steps: tuple[int, ...]
+    """Bytes from one group of a convolution to the next: of the kernel's arguments from `_VALUES` to `_BIAS`."""
     sizes: tuple[int, ...]
     """The kernel's arguments from `_CHUNKS` on."""
 
 
-@lru_cache(1024)
-def _plan(layout: Layout, dtype: torch.dtype, total: int, groups: int, outputs: int) -> _Plan:
-    """For so many rows and groups of outputs."""
+@lru_cache(256)
+def _plan(
+    layout: Layout, dtype: torch.dtype, total: int, taps: tuple[int, ...], groups: int, parts: int, outputs: int
+) -> _Plan:
+    """For so many rows, and groups of lanes in each of ``parts`` parts of the outputs."""
     rows = tile_rows(total, ROWS)
+    groups //= parts
     together = min(groups, GROUPS if rows <= FEW else GROUPS // 2)
     columns = -(-groups // together)
     share = spans(total, rows, columns)
-    kernel = _kernel(layout._replace(inputs=0, chunks=0), dtype, together, rows, outputs % LANES == 0)
-    return _Plan(kernel, columns * share.spans, (layout.chunks, groups, columns, total, share.size, outputs))
+    width = _width(layout, len(taps))
+    windows = (torch.tensor(taps)[:, None] + torch.arange(0, width, layout.window)).flatten()
+    # those that only fill up the last chunk have no weights: they look at the last true one
+    windows = torch.cat([windows, windows[-1:].expand(layout.chunks * layout.windows - len(windows))])
+    vectors, lanes = groups * layout.chunks, groups * LANES * 4
+    return _Plan(
+        _kernel(layout._replace(inputs=0, chunks=0), dtype, together, rows, outputs % LANES == 0),
+        columns * share.spans,
+        windows,
+        (
+            vectors * layout.weights * LANES * dtype.itemsize,
+            vectors * layout.words * LANES * 4,
+            width * 4,
+            lanes,
+            lanes,
+        ),
+        (layout.chunks, groups, columns, total, share.size, outputs),
+    )
 
 
 def _multiply(
-    rows: Rows, parts: int, values: Tensor, positions: Tensor, bias: Tensor | None, layout: Layout, outputs: int
+    x: Tensor,
+    rows: Rows,
+    parts: int,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    layout: Layout,
+    outputs: int,
 ) -> Tensor:
-    """``[rows, O]``; each of ``parts`` of the outputs sees a part of the inputs."""
-    total, groups = rows.bases.shape[0], values.shape[0] // parts
-    out = torch.empty(total, outputs)
+    """``[*rows.shape, O]``; each of ``parts`` parts of the outputs sees a part of the inputs."""
+    out = torch.empty(*rows.shape, outputs)
     if not out.numel():
         return out
     values, positions = aligned(values), aligned(positions)
     start = nothing(outputs) if bias is None else bias.float().contiguous()
-    windows = _windows(layout, rows.taps)
-    plan = _plan(layout, values.dtype, total, groups, outputs)
-    places = [tensor.data_ptr() for tensor in (values, positions, rows.x, out, start, rows.bases, windows)]
-    steps = (
-        groups * layout.chunks * layout.weights * LANES * values.element_size(),
-        groups * layout.chunks * layout.words * LANES * 4,
-        _width(layout, len(rows.taps)) * 4,
-        groups * LANES * 4,
-        groups * LANES * 4,
-        0,
-        0,
-    )
+    plan = _plan(layout, values.dtype, rows.bases.shape[0], rows.taps, values.shape[0], parts, outputs)
+    first = [tensor.data_ptr() for tensor in (values, positions, x, out, start)]
+    tables = rows.bases.data_ptr(), plan.windows.data_ptr()
     for part in range(parts):
-        addresses = [place + part * step for place, step in zip(places, steps)]
-        threads.run(plan.kernel, plan.units, (*addresses, *plan.sizes))
+        own = [place + part * step for place, step in zip(first, plan.steps)]
+        threads.run(plan.kernel, plan.units, (*own, *tables, *plan.sizes))
     return out

@@ -7,67 +7,67 @@ A linear layer is one tap; so is a 1x1 convolution, which then reads x itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_nm.kernels.convolution import Convolution
-from lightning_nm.kernels.cpu.emit import Kernel, Value, number
+from lightning_nm.kernels.cpu.emit import LANES, Kernel, Value, number
+from lightning_nm.kernels.cpu.padding import padded
 
 UNITS = 32
 """Into how many the work is cut at least, where it can be: threads that come late find less to do."""
 
-LINE = 16
-"""Floats in a line of the cache."""
-
 
 class Rows(NamedTuple):
-    x: Tensor
-    """float32, contiguous."""
     bases: Tensor
     """``[rows]``, int64."""
     taps: tuple[int, ...]
-
-
-def of_matrix(x: Tensor, width: int) -> Rows:
-    """The rows of x ``[B, I]``, filled up with zeros to ``width``."""
-    return Rows(_held(x, (0,), width), _places((x.shape[0],), (width,)), (0,))
-
-
-def of_pixels(x: Tensor, convolution: Convolution, width: int) -> Rows:
-    """What each output pixel of x ``[B, C, *sizes]`` sees, channels last and filled up with zeros to ``width``."""
-    if any(convolution.padding):
-        # an odd number of cache lines from pixel to pixel: the same inputs of neighbours lie in different sets
-        width = (-(-width // LINE) | 1) * LINE
-    held = _held(x.movedim(1, -1), (0, *convolution.padding), width)
-    return Rows(held, *_pixels(x.shape, convolution, width))
-
-
-def _held(x: Tensor, padding: Sequence[int], width: int) -> Tensor:
-    """Itself, ``[*sizes, C]``, or a copy between zeros."""
-    if x.dtype == torch.float32 and x.shape[-1] == width and not any(padding):
-        return x.contiguous()
-    held = torch.zeros(*(size + 2 * more for size, more in zip(x.shape, padding)), width)
-    inside = held
-    for dim, more in enumerate(padding):
-        inside = inside.narrow(dim, more, x.shape[dim])
-    inside.narrow(-1, 0, x.shape[-1]).copy_(x)
-    return held
+    width: int
+    """Floats of a row of x, or of one of its pixels."""
+    shape: tuple[int, ...]
+    """Of the result, without the outputs."""
 
 
 @lru_cache(256)
-def _pixels(shape: torch.Size, convolution: Convolution, width: int) -> tuple[Tensor, tuple[int, ...]]:
-    """(bases, taps)"""
+def matrix_rows(batch: int, width: int) -> Rows:
+    """Of a matrix ``[B, width]``."""
+    return Rows(_places((batch,), (width,)), (0,), width, (batch,))
+
+
+@lru_cache(256)
+def pixel_rows(shape: torch.Size, convolution: Convolution, width: int) -> Rows:
+    """What each output pixel sees of images of this shape, channels last and ``width`` of them."""
+    if any(convolution.padding) or width != shape[1]:  # a copy is made, in whole vectors
+        width = -(-width // LANES) * LANES
+        # pixels a kilobyte apart would share few sets of the cache: all that a tile of them sees has no room there
+        width += LANES if width % 256 == 0 else 0
     steps = [width]  # from one pixel to the next along each dimension
     for size, padding in zip(reversed(shape[2:]), reversed(convolution.padding)):
         steps.insert(0, steps[0] * (size + 2 * padding))
     strides = [step * stride for step, stride in zip(steps[1:], convolution.stride)]
     dilations = [step * dilation for step, dilation in zip(steps[1:], convolution.dilation)]
-    bases = _places((shape[0], *convolution.spatial(shape[2:])), (steps[0], *strides))
-    return bases, tuple(_places(convolution.kernel, tuple(dilations)).tolist())
+    sizes = (shape[0], *convolution.spatial(shape[2:]))
+    taps = _places(convolution.kernel, tuple(dilations)).tolist()
+    return Rows(_places(sizes, (steps[0], *strides)), tuple(taps), width, sizes)
+
+
+def held_matrix(x: Tensor, rows: Rows) -> Tensor:
+    """X ``[B, I]``, or a copy filled up with zeros, as `matrix_rows` counts it."""
+    x = x.float()
+    return x.contiguous() if x.shape[1] == rows.width else F.pad(x, (0, rows.width - x.shape[1]))
+
+
+def held_pixels(x: Tensor, rows: Rows, convolution: Convolution) -> Tensor:
+    """X ``[B, C, *sizes]`` with its channels last, or a copy between zeros, as `pixel_rows` counts it."""
+    pixels = x.movedim(1, -1).float().contiguous()
+    if pixels.shape[-1] == rows.width and not any(convolution.padding):
+        return pixels
+    return padded(pixels, (0, *convolution.padding), rows.width)
 
 
 @lru_cache(256)
@@ -92,19 +92,16 @@ class Spans(NamedTuple):
     Where rows do not fill the last tile, it begins earlier and does some of its rows again.
     """
 
-    rows: int
-    """In a tile."""
     size: int
     """Rows in a span."""
     spans: int
 
 
-@lru_cache(1024)
 def spans(total: int, rows: int, columns: int) -> Spans:
     """For tiles of so many rows; ``columns``: into how many units every span falls."""
     tiles = -(-total // rows)
     some = -(-tiles // min(tiles, -(-UNITS // columns)))
-    return Spans(rows, some * rows, -(-tiles // some))
+    return Spans(some * rows, -(-tiles // some))
 
 
 def each_tile(kernel: Kernel, span: Value, rows: int, size: Value, total: Value, body: Callable[[Value], None]) -> None:
