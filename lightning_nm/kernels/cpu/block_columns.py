@@ -22,6 +22,8 @@ from lightning_nm.kernels.cpu.stored import STORED, aligned
 
 REGISTERS = 28
 """For the sums and the columns that a kernel holds; with more of them LLVM moves some in and out of memory."""
+AHEAD = 32
+"""How many weights of an output before they are met they are asked for."""
 UNITS = 8
 """For each thread, at least, so that all end together."""
 _VALUES, _INPUTS, _STARTS, _X, _OUT, _BIAS, _TAPS, _BLOCKS = range(2, 10)
@@ -69,6 +71,7 @@ def _kernel(n: int, taps: int, dtype: torch.dtype, wide: bool, outputs: int, vec
                     place = b.add(b.mul(column, plane), shift)
                     seen = [kernel.load(x, b.add(column, place)) for column in columns_of]
                     weight = b.add(kernel.times(at, n), begun)
+                    kernel.prefetch(values, b.add(weight, number(AHEAD * n)))
                     added = []
                     for o in range(outputs):
                         value = kernel.everywhere(_float(kernel, b.load(b.gep(values, [b.add(weight, number(o))]))))

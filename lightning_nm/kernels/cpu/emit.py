@@ -68,6 +68,13 @@ class Kernel:
         )
         self.builder.call(store, [vector, self._place(pointer, offset, FLOATS), ir.Constant(I32, 4), mask])
 
+    def prefetch(self, pointer: Value, offset: Value) -> None:
+        """Ask for the line of memory that holds an element; there need not be any."""
+        line = ir.IntType(8).as_pointer()
+        ask = self._declare("llvm.prefetch.p0i8", ir.VoidType(), [line, I32, I32, I32])
+        address = self.builder.bitcast(self.builder.gep(pointer, [offset]), line)
+        self.builder.call(ask, [address, I32(0), I32(2), I32(1)])  # to read, into the second cache, data
+
     def own(self, counter: int, memory: Value, size: Value) -> Value:
         """A part of ``memory``, ``size`` elements, for this thread alone: argument ``counter`` counts the threads."""
         b = self.builder

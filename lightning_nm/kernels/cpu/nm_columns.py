@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def _kernel(shape: Layout, dtype: torch.dtype, vectors: int) -> Callable[[int], 
     groups_at_once, group_inputs = kernel.argument(_GROUPS_AT_ONCE), kernel.argument(_GROUP_INPUTS)
     weights_at_once = kernel.times(windows_at_once, shape.kept)
     windows = kernel.times(chunks, shape.windows)
+    group_values, group_positions = (kernel.times(chunks, size * LANES) for size in (shape.weights, shape.words))
     bits, width = 32 // shape.per_word, LANES * vectors
     outputs = max(o for o in (1, 2, 4, 8, 16) if o * vectors <= SUMS)
 
@@ -67,7 +69,7 @@ def _kernel(shape: Layout, dtype: torch.dtype, vectors: int) -> Callable[[int], 
         found = tile(kernel, _COLUMNS, b.sub(index, b.mul(part, tiles)), vectors)
         of = b.udiv(part, parts)  # the convolution's group
         first = b.mul(b.sub(part, b.mul(of, parts)), groups_at_once)
-        count = b.sub(kernel.at_most(b.add(first, groups_at_once), groups), first)
+        some_groups = b.sub(kernel.at_most(b.add(first, groups_at_once), groups), first)
         first = b.add(b.mul(of, groups), first)
         columns_of = [b.add(b.mul(of, group_inputs), start) for start in found.inputs]
 
@@ -102,6 +104,9 @@ def _kernel(shape: Layout, dtype: torch.dtype, vectors: int) -> Callable[[int], 
                     place = kernel.times(at, LANES)
                     kernel.store(b.mul(b.add(index, base), words(width)), offsets, place)
                     value = kernel.times(b.add(kernel.times(chunk, shape.weights), within), LANES)
+                    # the next group's, too far away for the processor to see them coming
+                    kernel.prefetch(values, b.add(value, group_values))
+                    kernel.prefetch(positions, b.add(kernel.times(word, LANES), group_positions))
                     raw = kernel.load_aligned(values, value, ir.VectorType(stored, LANES))
                     kernel.store(floats(kernel, raw), taken, place)
                     return []
@@ -157,7 +162,7 @@ def _kernel(shape: Layout, dtype: torch.dtype, vectors: int) -> Callable[[int], 
                 kernel.loop(number(LANES // outputs), [], some_outputs)
                 return []
 
-            kernel.loop(count, [], group)
+            kernel.loop(some_groups, [], group)
             return []
 
         times = b.udiv(b.add(windows, b.sub(windows_at_once, number(1))), windows_at_once)
@@ -198,7 +203,9 @@ def _plan(
     tiles = -(-every // vectors)
     windows = min(all_windows, max(1, CACHED // (4 * LANES * vectors * layout.window)))
     groups = -(-outputs // LANES) // convolution.groups
-    parts = max(-(-groups // GROUPS), -(-2 * team // (tiles * convolution.groups)))
+    # as few parts as keep all threads at work to the end: each copies its inputs anew
+    whole = tiles * convolution.groups
+    parts = next(p for p in count(-(-groups // GROUPS)) if whole * p % team == 0 or whole * p >= 4 * team)
     at_once = -(-groups // min(groups, parts))
     parts = -(-groups // at_once)
     size = ((windows * layout.window + _OVER) * vectors + 2 * windows * layout.kept + at_once * LANES * vectors) * LANES
@@ -207,7 +214,7 @@ def _plan(
         _kernel(layout._replace(inputs=0, chunks=0), dtype, vectors),
         found,
         F.pad(rows, (0, all_windows * layout.window - rows.shape[0])),
-        tiles * parts * convolution.groups,
+        whole * parts,
         size,
         (*numbers, inputs * found.plane, *found.arguments(shape[0], shape[1], outputs)),
     )

@@ -72,6 +72,18 @@ def test_one_float_everywhere() -> None:
     assert torch.equal(run(body, x, torch.zeros(16, dtype=torch.int32)), x[3].expand(16))
 
 
+def test_prefetch_needs_nothing_there() -> None:
+    """Wherever it asks for a line, nothing happens that one could see."""
+
+    def body(kernel: Kernel, x: Value, index: Value) -> Value:
+        for offset in (0, 3, 1 << 40):
+            kernel.prefetch(x, number(offset))
+        return kernel.load(x, number(0))
+
+    x = torch.randn(16)
+    assert torch.equal(run(body, x, torch.zeros(16, dtype=torch.int32)), x)
+
+
 def test_a_thread_has_memory_of_its_own() -> None:
     """Each that comes takes the next part."""
     kernel, out = Kernel("tried"), torch.zeros(48)
