@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_nm.sparse.backends import BACKENDS
 from lightning_nm.sparse.dispatch import AUTO, Choice, Dispatched
 from lightning_nm.sparse.held import HeldWeight
 from lightning_nm.sparse.recognise import recognise
+from lightning_nm.training.layers import LAZY
 from lightning_nm.training.selection import Owner, owners_of
 from lightning_nm.training.shards import is_sharded
 
@@ -109,13 +111,17 @@ class Acceleration:
     def pack(self) -> None:
         """Find the weights that are sparse as they are now; a backend packs one when it is first asked to multiply.
 
-        What was packed before is forgotten, what was measured is not.
+        What was packed before is forgotten, what was measured is not. A model that somebody else has accelerated is
+        taken over: from now on his handle does nothing.
         """
-        self.restore()
+        _take_back(self.model)
         # a weight that is still there keeps what stands for it: compiled graphs name that
         before = {weight.param: (weight.dispatched, weight.held) for weight in self._weights}
         self._weights, self.skipped = [], []
         for param, owners in owners_of(self.model).items():
+            if is_lazy(param):
+                self.skipped.append(Row(owners[0].name, (), "-", "dense", LAZY))
+                continue
             if param.dim() < 2:
                 continue
             dim = _dim(param, owners)
@@ -139,14 +145,15 @@ class Acceleration:
     def _swap_in(self, weights: Sequence[_Weight]) -> None:
         for weight in weights:
             for module, key in weight.places:
-                # straight into the dictionary: nobody is to see a parameter being registered
-                module._parameters[key] = weight.held  # type: ignore[assignment]
+                if module._parameters.get(key) is weight.param:  # else somebody has put another there since
+                    # straight into the dictionary: nobody is to see a parameter being registered
+                    module._parameters[key] = weight.held  # type: ignore[assignment]
 
     def restore(self) -> None:
         """Have the model hold its own parameters again, the very same objects; what was put there since stays."""
         for weight in self._weights:
             for module, key in weight.places:
-                if isinstance(module._parameters.get(key), HeldWeight):
+                if module._parameters.get(key) is weight.held:  # type: ignore[comparison-overlap]
                     module._parameters[key] = weight.param
 
     @contextmanager
@@ -173,19 +180,30 @@ class Acceleration:
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
 
 
+def _take_back(model: nn.Module) -> None:
+    for module in model.modules():
+        for key, param in module._parameters.items():
+            if isinstance(param, HeldWeight):
+                module._parameters[key] = param.weight
+
+
 def _dim(param: nn.Parameter, owners: Sequence[Owner]) -> int | str:
     """The dimension that all who hold the parameter sum over, or why no kernel multiplies it."""
     if type(param) is not nn.Parameter:
         return "it is sharded: kernels need all of it" if is_sharded(param) else f"it is a {type(param).__name__}"
+    if param.is_meta:
+        return "it is on the meta device, where there are no numbers"
     dims = set()
     for owner in owners:
         if isinstance(owner.role, str):
-            return owner.role
+            continue  # an embedding, which looks up the dense weight
         if isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase)):
             return f"{type(owner.module).__name__} multiplies inside torch"
         if owner.role.dim == 0 and param.dim() > 2:
             return "no kernel for transposed convolutions"
         dims.add(owner.role.dim)
+    if not dims:
+        return str(owners[0].role)
     return dims.pop() if len(dims) == 1 else "it is shared by layers that sum over different dimensions of it"
 
 

@@ -111,7 +111,7 @@ class Prepacked(Backend):
             return "this torch is built without oneDNN"
         if x.dtype != torch.float32 or weight.dtype != torch.float32:
             return "prepacked weights are float32"
-        return None if x.numel() else "there is nothing to multiply"
+        return "it prepacks no kernels of one dimension" if weight.dim() == 3 else None
 
     def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
         return PrepackedOperand(weight, dim)

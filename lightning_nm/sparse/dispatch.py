@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.patterns import NM, Block1xN
-from lightning_nm.sparse.backends import BACKENDS, Operand
+from lightning_nm.sparse.backends import BACKENDS, DenseOperand, Operand
 from lightning_nm.sparse.recognise import recognise
 
 AUTO = "auto"
@@ -50,11 +50,19 @@ _at: WeakValueDictionary[Key, Dispatched] = WeakValueDictionary()
 
 def dispatched(weight: Tensor) -> Dispatched | None:
     """What multiplies by this very weight, by where it lies in memory; None: nothing does."""
-    return _at.get(_place(weight))
+    place = _place(weight)
+    there = _at.get(place)
+    # memory that a weight has left may be another's by now
+    return there.current() if there is not None and _place(there.weight) == place else None
 
 
 def _place(weight: Tensor) -> Key:
-    return weight.data_ptr(), weight.shape, weight.dtype
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
+
+
+def _state(weight: Tensor) -> Key:
+    """Changes when somebody writes to the weight or moves it, but not when they write through ``weight.data``."""
+    return (*_place(weight), None if weight.is_inference() else weight._version)
 
 
 def forget() -> None:
@@ -67,24 +75,35 @@ class Dispatched:
 
     Args:
         weight: dense storage of the sparse weight; read only.
-        pattern: which it obeys.
+        pattern: which it obeys, or why it obeys none: then torch multiplies.
         dim: its reduction dimension.
         backend: a name in `BACKENDS`, where that can multiply, or "auto".
     """
 
-    def __init__(self, weight: Tensor, pattern: NM | Block1xN, dim: int, backend: str = AUTO) -> None:
+    def __init__(self, weight: Tensor, pattern: NM | Block1xN | str, dim: int, backend: str = AUTO) -> None:
         self.weight, self.dim, self.backend = weight, dim, backend
         self.renew(pattern)
 
-    def renew(self, pattern: NM | Block1xN) -> None:
-        """The weight holds other values now: forget how it was packed, and what was chosen."""
+    def renew(self, pattern: NM | Block1xN | str) -> None:
+        """The weight holds other values now: forget how it was packed, and what was chosen.
+
+        Args:
+            pattern: which it obeys now, or why it obeys none.
+        """
         self.pattern = pattern
+        self._state = _state(self.weight)
         _at[_place(self.weight)] = self
         self.choices: dict[Key, Choice] = {}
         self.met_gradients = False
         """Whether gradients were asked for where it was used: then torch multiplied the dense weight."""
         self._operands: dict[str, Operand] = {}
         self._parts: dict[object, Dispatched] = {}
+
+    def current(self) -> Dispatched:
+        """Itself, renewed if somebody has written to the weight: loaded others, trained it, moved or cast it."""
+        if _state(self.weight) != self._state:
+            self.renew(recognise(self.weight, dim=self.dim))
+        return self
 
     def product(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
         """Linear, or the convolution."""
@@ -98,7 +117,11 @@ class Dispatched:
     def operand(self, backend: str) -> Operand:
         """The weight in a backend's form."""
         if backend not in self._operands:
-            self._operands[backend] = BACKENDS[backend].hold(self.weight, self.pattern, self.dim)
+            self._operands[backend] = (
+                DenseOperand(self.weight, self.dim)
+                if isinstance(self.pattern, str)
+                else BACKENDS[backend].hold(self.weight, self.pattern, self.dim)
+            )
         return self._operands[backend]
 
     def cast(self, dtype: torch.dtype) -> Dispatched:
@@ -107,14 +130,11 @@ class Dispatched:
             self._parts[dtype] = Dispatched(self.weight.detach().to(dtype), self.pattern, self.dim, self.backend)
         return self._parts[dtype]
 
-    def rows(self, first: int, last: int) -> Dispatched | None:
-        """Some of the outputs of a linear weight, as attention takes them; None where they are in no pattern."""
+    def rows(self, first: int, last: int) -> Dispatched:
+        """Some of the outputs of a linear weight, as attention takes them."""
         if (first, last) not in self._parts:
             piece = self.weight.detach()[first:last]
-            pattern = recognise(piece, dim=self.dim)
-            if isinstance(pattern, str):
-                return None
-            self._parts[first, last] = Dispatched(piece, pattern, self.dim, self.backend)
+            self._parts[first, last] = Dispatched(piece, recognise(piece, dim=self.dim), self.dim, self.backend)
         return self._parts[first, last]
 
     @property
@@ -134,6 +154,10 @@ class Dispatched:
         return (convolution, rows.bit_length(), x.dtype, layout, bias is None, torch.get_num_threads())
 
     def _choose(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, key: Key) -> Choice:
+        if isinstance(self.pattern, str):
+            return Choice("dense", {}, self.pattern)
+        if not x.numel():
+            return Choice("dense", {}, "there is nothing to multiply")
         refusals = {name: b.why_not(self.weight, self.pattern, x) for name, b in BACKENDS.items()}
         able = [name for name, refusal in refusals.items() if refusal is None]
         if self.backend != AUTO:
@@ -142,8 +166,6 @@ class Dispatched:
         if able == ["dense"]:
             sparse = next(refusal for name, refusal in refusals.items() if name not in DENSE)
             return Choice("dense", {}, sparse or "")
-        if not x.numel():
-            return Choice("dense", {}, "there is nothing to multiply")
         # layers alike share a measurement
         alike = (self.weight.shape, self.weight.dtype, self.weight.device, str(self.pattern), self.dim, key)
         if alike not in _measured:
@@ -151,16 +173,16 @@ class Dispatched:
         return _measured[alike]
 
     def _measure(self, able: list[str], x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Choice:
+        x = x.nan_to_num(0.0, 0.0, 0.0)  # zeros that are not stored would not spread what is not finite
+
         def run(name: str) -> Callable[[], Tensor]:
             operand = self.operand(name)
             return lambda: apply(operand, x, bias, convolution)
 
         runs = {name: run(name) for name in able}
-        results = {name: call() for name, call in runs.items()}  # compiles, too
-        expected, wrong = results["dense"], []
-        for name, result in results.items():
-            # where x is not finite, zeros that are not stored do not spread it
-            if not _agree(result, expected) and bool(torch.isfinite(expected).all()):
+        expected, wrong = runs["dense"](), []
+        for name in able[1:]:
+            if not _agree(runs[name](), expected):  # compiles, too
                 wrong.append(name)
                 del runs[name]
         times = _fastest(runs)
@@ -184,9 +206,11 @@ def _agree(a: Tensor, b: Tensor) -> bool:
     """As far as the order of summation allows."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    scale = b.float().abs().max()
+    finite = b.isfinite()  # in half precision sums may be beyond its largest number
+    difference = torch.where(finite, a.float() - b.float(), 0.0).abs().max()
+    scale = torch.where(finite, b.float(), 0.0).abs().max()
     tolerance = {torch.float32: 1e-4, torch.float16: 1e-2}.get(a.dtype, 3e-2)
-    return bool((a.float() - b.float()).abs().max() <= tolerance * scale + 1e-30)
+    return bool(difference <= tolerance * scale + 1e-30)
 
 
 def _fastest(runs: dict[str, Callable[[], Tensor]]) -> dict[str, float]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from lightning_nm.kernels.convolution import Convolution
+from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.sparse import traced
 from lightning_nm.sparse.dispatch import Dispatched
 
@@ -53,6 +54,9 @@ class HeldWeight(torch.Tensor):
     def __tensor_unflatten__(inner: dict[str, Tensor], dim: int, size: Any, stride: Any) -> HeldWeight:
         return HeldWeight(inner["weight"], dim, None)
 
+    def __repr__(self) -> str:  # type: ignore[override]
+        return repr(self.weight)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return copy.deepcopy(self.weight, memo)
 
@@ -61,6 +65,8 @@ class HeldWeight(torch.Tensor):
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+            raise RuntimeError("export and trace models with their own parameters: restore() the accelerated one first")
         if func is torch.Tensor.untyped_storage:  # torch.compile would take two tensors of one storage for views
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
@@ -88,6 +94,9 @@ def _dense(arguments: Any) -> Any:
 
 
 def _asks_gradients(args: Any, kwargs: Any) -> bool:
+    """Of the products' operators, which have none, forward ones and those of vmap's kind neither."""
+    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
     if not torch.is_grad_enabled():
         return False
     tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
@@ -96,6 +105,11 @@ def _asks_gradients(args: Any, kwargs: Any) -> bool:
     for each in held:
         if asks and each.dispatched is not None:
             each.dispatched.met_gradients = True
+        elif asks and each.weight.requires_grad:
+            raise RuntimeError(  # what is compiled would lose it, and say nothing
+                "torch.compile cannot give an accelerated weight its gradient: use torch.no_grad(), or restore() the "
+                "model first"
+            )
     return asks
 
 
@@ -103,18 +117,21 @@ def _product(x: Tensor, held: Any, bias: Tensor | None, convolution: Convolution
     """What `Dispatched.product` gives, or NotImplemented: torch then multiplies, or says what is wrong."""
     if not isinstance(held, HeldWeight) or held.sums_over != dim:
         return NotImplemented
-    weight, dispatched, dtype, device = held.weight, held.dispatched, held.dtype, x.device.type
+    weight, dispatched, dtype, device = held.weight, held.dispatched, held.weight.dtype, x.device.type
     if dispatched is not None and type(x) not in (Tensor, nn.Parameter):
         return NotImplemented
-    if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
+    if x.layout != torch.strided or x.is_nested or x.dim() == 0 or x.device != weight.device:
+        return NotImplemented
+    if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, dtype) and x.is_floating_point():
         dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), bias if bias is None else bias.to(dtype)
-    alike = x.dtype == dtype and x.device == weight.device and (bias is None or bias.dtype == dtype)
+    fits = bias is None or (bias.dtype == dtype and bias.shape == weight.shape[1 - dim : 2 - dim])
     inputs = weight.shape[dim] if convolution is None else weight.shape[1] * convolution.groups
-    if not alike or x.dim() == 0 or x.shape[-1 if convolution is None else 1] != inputs:
+    if not fits or x.dtype != dtype or x.shape[-1 if convolution is None else 1] != inputs:
         return NotImplemented
     if dispatched is None:
         return traced.product(x, weight, bias, dim, convolution)
+    dispatched = dispatched.current()
     return (dispatched if dtype == weight.dtype else dispatched.cast(dtype)).product(x, bias, convolution)
 
 
@@ -148,18 +165,20 @@ def _convolution(dims: int) -> Callable[..., Any]:
         kernel = tuple(weight.shape[2:])
         if padding == "same":
             around = [d * (k - 1) for d, k in zip(each(dilation), kernel)]
-            if any(size % 2 for size in around):
+            if any(size % 2 for size in around) or set(each(stride)) != {1}:
                 return NotImplemented
             padding = [size // 2 for size in around]
         elif isinstance(padding, str):
+            if padding != "valid":
+                return NotImplemented
             padding = 0
         convolution = Convolution(kernel, each(stride), each(padding), each(dilation), groups)
         if input.dim() == dims + 1:
             result = _product(input[None], weight, bias, convolution)
             return result if result is NotImplemented else result[0]
-        dense = weight.weight
-        if dims == 2 and not dense.is_contiguous() and dense.is_contiguous(memory_format=torch.channels_last):
-            input = input.contiguous(memory_format=torch.channels_last)  # as torch does for such weights
+        layout = memory_format(weight.weight)
+        if layout != torch.contiguous_format:
+            input = input.contiguous(memory_format=layout)  # as torch does for such weights
         return _product(input, weight, bias, convolution)
 
     return convolve
@@ -169,7 +188,9 @@ def _attention(*args: Any, **kwargs: Any) -> Any:
     """Torch's own, which then meets `HeldWeight.__torch_dispatch__` inside."""
     if any(isinstance(each, HeldWeight) and each.dispatched is None for each in (*args, *kwargs.values())):
         return NotImplemented
-    with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
+    # torch need not know which pieces are views: in inference mode it could not even note it
+    views = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView))
+    with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd(), views:
         return F.multi_head_attention_forward(*args, **kwargs)
 
 
@@ -177,10 +198,10 @@ def _pieces(operator: Any) -> Callable[..., Any]:
     def cut(held: HeldWeight, *sizes: Any) -> Any:
         """Rows of the stacked projections of query, key and value."""
         assert held.dispatched is not None
-        pieces, first = [], 0
+        dispatched, pieces, first = held.dispatched.current(), [], 0
         for piece in operator(held.weight, *sizes):
-            rows = held.dispatched.rows(first, first + len(piece)) if piece.shape[1:] == held.shape[1:] else None
-            pieces.append(piece if rows is None else HeldWeight.of(rows))
+            whole = piece.shape[1:] == held.shape[1:]
+            pieces.append(HeldWeight.of(dispatched.rows(first, first + len(piece))) if whole else piece)
             first += len(piece)
         return pieces
 
@@ -189,7 +210,7 @@ def _pieces(operator: Any) -> Callable[..., Any]:
 
 def _cast(held: HeldWeight, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
     assert held.dispatched is not None
-    return HeldWeight.of(held.dispatched.cast(dtype))
+    return HeldWeight.of(held.dispatched.current().cast(dtype))
 
 
 _PRODUCTS: dict[Any, Callable[..., Any]] = {
