@@ -171,9 +171,9 @@ def convolution(
     if not (x.numel() and rows):
         return without_inputs(x, bias, rows * n, convolution)
     plan = _plan(x.shape, convolution, n, rows, values.dtype, inputs.dtype == torch.int32, torch.get_num_threads())
-    out = torch.empty(x.shape[0], rows * n, *plan.columns.sizes)
+    out = torch.empty(x.shape[0], rows * n, *plan.columns.sizes, dtype=torch.float32)
     x = lay_out(x, convolution, plan.columns)
-    start = torch.zeros(rows * n) if bias is None else bias.float().contiguous()
+    start = torch.zeros(rows * n, dtype=torch.float32) if bias is None else bias.float().contiguous()
     addresses = [t.data_ptr() for t in (values, inputs, starts, x, out, start, plan.columns.taps)]
     threads.run(plan.kernel, plan.units, (*addresses, blocks, *plan.numbers))
     return out.to(dtype)

@@ -180,7 +180,7 @@ def _multiply(
     outputs = columns * parts * n
     values, inputs, starts = aligned(values), aligned(inputs), aligned(starts)
     start = nothing(outputs) if bias is None else bias.float().contiguous()
-    out = torch.empty(*rows.shape, outputs)
+    out = torch.empty(*rows.shape, outputs, dtype=torch.float32)
     if not width or not out.numel():  # no input to read, or nothing to write
         return out.copy_(start)
     total = rows.bases.shape[0]

@@ -239,13 +239,13 @@ def convolution(
         return without_inputs(x, bias, outputs, convolution)
     dtype, values, positions = x.dtype, aligned(values), aligned(positions)
     lanes, team = values.shape[0] * LANES, torch.get_num_threads()
-    start = torch.zeros(lanes) if bias is None else bias.float().contiguous()
+    start = torch.zeros(lanes, dtype=torch.float32) if bias is None else bias.float().contiguous()
     if lanes > start.shape[0]:
         start = F.pad(start, (0, lanes - outputs))
     plan = _plan(x.shape, convolution, layout, outputs, values.dtype, team)
-    out = torch.empty(x.shape[0], outputs, *plan.columns.sizes)
+    out = torch.empty(x.shape[0], outputs, *plan.columns.sizes, dtype=torch.float32)
     x = lay_out(x, convolution, plan.columns)
-    scratch = torch.empty(team * plan.scratch)
+    scratch = torch.empty(team * plan.scratch, dtype=torch.float32)
     addresses = [t.data_ptr() for t in (values, positions, x, out, start, plan.rows, scratch)]
     threads.run(plan.kernel, plan.units, (*addresses, 0, *plan.numbers))
     return out.to(dtype)

@@ -212,7 +212,7 @@ def _multiply(
     outputs: int,
 ) -> Tensor:
     """``[*rows.shape, O]``; each of ``parts`` parts of the outputs sees a part of the inputs."""
-    out = torch.empty(*rows.shape, outputs)
+    out = torch.empty(*rows.shape, outputs, dtype=torch.float32)
     if not out.numel():
         return out
     values, positions = aligned(values), aligned(positions)

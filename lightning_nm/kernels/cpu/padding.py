@@ -74,7 +74,7 @@ def padded(x: Tensor, padding: tuple[int, ...], width: int) -> Tensor:
     Args:
         width: a multiple of 16.
     """
-    out = torch.empty(*(size + 2 * more for size, more in zip(x.shape, padding)), width)
+    out = torch.empty(*(size + 2 * more for size, more in zip(x.shape, padding)), width, dtype=torch.float32)
     lines = _lines(x.shape, padding)
     addresses = x.data_ptr(), out.data_ptr(), lines.data_ptr()
     sizes = padding[-1], x.shape[-2], padding[-1], x.shape[-1], width // LANES

@@ -31,4 +31,4 @@ def floats(kernel: Kernel, raw: Value) -> Value:
 @lru_cache(64)
 def nothing(outputs: int) -> Tensor:
     """The bias of a layer that has none."""
-    return torch.zeros(outputs)
+    return torch.zeros(outputs, dtype=torch.float32)
