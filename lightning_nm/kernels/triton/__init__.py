@@ -1,0 +1,1 @@
+"""Triton kernels. Importing this room imports triton; ask `lightning_nm.kernels` instead."""

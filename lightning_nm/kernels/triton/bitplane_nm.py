@@ -1,0 +1,130 @@
+"""x @ W^T on tensor cores, the weight decoded in registers: one logical operation for 32 groups.
+
+The product does the dense multiplications, but reads packed bytes: it pays where memory is the limit, up to some 64
+rows of x. Integer instructions per dense weight: at most 1.8 for 1:4, 2.6 for 2:4
+(tests/kernels/triton/test_bitplane_nm.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_nm.kernels.bitplane_nm import GROUPS, ROWS, order, spans_at_once
+
+WARPS = 4
+STAGES = 2
+_PROGRAMS = 264
+"""That keep a card busy: where there are fewer, several share the inputs of their outputs."""
+
+
+@triton.jit
+def kernel(  # type: ignore[no-untyped-def]
+    x_ptr,  # [batch, spans * 32 M], 16 bits, inputs in the kernel's order
+    values_ptr,  # [outputs, spans, N, 16], int32
+    planes_ptr,  # [outputs, spans, N, BITS], int32
+    out_ptr,  # [SPLITS, batch, outputs], float32
+    outputs,
+    batch,
+    spans,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPANS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
+    split = tl.program_id(2)
+    FILLED: tl.constexpr = 32 * M
+    inside = tl.arange(0, SPANS * FILLED)  # [SPANS * FILLED]
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(split * SPANS, spans, SPLITS * SPANS):
+        place = row[:, None] * spans + first + tl.arange(0, SPANS)[None, :]  # [ROWS, SPANS]
+        x = tl.load(x_ptr + column[None, :] * (spans * FILLED) + (first * FILLED + inside)[:, None])
+        words = _joined(_decoded(values_ptr, planes_ptr, place, N, M, BITS), M, BITS)  # [ROWS, SPANS, 16, 2, 2, ...]
+        halves = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
+        weights = tl.reshape(halves, [ROWS, SPANS * FILLED]).to(x.dtype, bitcast=True)
+        if INTERPRETED:  # the interpreter multiplies bfloat16 wrongly
+            sums += tl.dot(weights.to(tl.float32), x.to(tl.float32))
+        else:
+            sums = tl.dot(weights, x, sums)
+    tl.store(out_ptr + (split * batch + column[None, :]) * outputs + row[:, None], sums)
+
+
+@triton.jit
+def _decoded(values_ptr, planes_ptr, place, N: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """For each position the weights that stand there, zeros elsewhere: M x [ROWS, SPANS, 16]."""
+    q = tl.arange(0, 16)[None, None, :]
+    dense = ()
+    for n in tl.static_range(N):
+        place_n = place * N + n  # [ROWS, SPANS]
+        values = tl.load(values_ptr + (place_n * 16)[:, :, None] + q)
+        found = (values,)
+        for b in tl.static_range(BITS):
+            # highest bit first; of the two groups of a word: all ones where the bit of a group is set
+            plane = tl.load(planes_ptr + place_n * BITS + (BITS - 1 - b))  # [ROWS, SPANS]
+            bit = ((plane[:, :, None] >> q) & 0x00010001) * 0xFFFF  # [ROWS, SPANS, 16]
+            split = ()
+            for i in tl.static_range(1 << b):
+                split = split + (found[i] & ~bit, found[i] & bit)
+            found = split
+        if n == 0:
+            dense = found
+        else:
+            # the first of two weights is never at the last position, nor the second one at the first
+            merged = (dense[0],)
+            for position in tl.static_range(1, M - 1):
+                merged = merged + (dense[position] | found[position],)
+            dense = merged + (found[M - 1],)
+    return dense
+
+
+@triton.jit
+def _joined(parts, M: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Side by side in new last dimensions, the highest bit of the position first."""
+    for b in tl.static_range(BITS):
+        joined = ()
+        for i in tl.static_range(M >> (b + 1)):
+            joined = joined + (tl.join(parts[i], parts[i + (M >> (b + 1))]),)
+        parts = joined
+    return parts[0]
+
+
+def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
+    """`lightning_nm.kernels.bitplane_nm.matmul`, summed in float32."""
+    (batch, inputs), (filled, count, n, _) = x.shape, values.shape
+    columns = max(16, min(64, 1 << (batch - 1).bit_length()))
+    rows = -(-batch // columns) * columns
+    x = F.pad(x, (0, count * GROUPS * m - inputs, 0, rows - batch))[:, order(m, inputs, x.device)]
+    step = spans_at_once(m)
+    programs = filled // ROWS * rows // columns
+    parts = max(1, min(count // step, -(-_PROGRAMS // programs)))
+    out = torch.empty(parts, rows, filled, dtype=torch.float32, device=x.device)
+    kernel[(filled // ROWS, rows // columns, parts)](
+        x,
+        values,
+        planes,
+        out,
+        filled,
+        rows,
+        count,
+        N=n,
+        M=m,
+        BITS=planes.shape[3],
+        ROWS=ROWS,
+        COLUMNS=columns,
+        SPANS=step,
+        SPLITS=parts,
+        INTERPRETED=not isinstance(kernel, triton.JITFunction),
+        num_warps=WARPS,
+        num_stages=STAGES,
+    )
+    total = out.sum(0)[:batch, :outputs]
+    return (total if bias is None else total + bias).to(x.dtype)

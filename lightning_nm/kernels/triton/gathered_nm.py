@@ -1,0 +1,111 @@
+"""x @ W^T for few rows of x: every weight gathers its own input.
+
+Weights are read once, in order, and dominate: x is small and stays in the first cache. Integer instructions per dense
+weight decide whether the memory is kept busy: at batch 1 in 2:4 at most 3.2 (tests/kernels/triton/test_gathered_nm.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_nm.kernels.gathered_nm import Layout
+
+LARGEST_BATCH = 8
+ROWS = 4
+WARPS = 4
+_PROGRAMS = 512
+"""That keep a card busy: where there are fewer, several share the inputs of a row."""
+
+
+@triton.jit
+def kernel(  # type: ignore[no-untyped-def]
+    x_ptr,  # [filled, BATCH], float32
+    positions_ptr,  # [outputs, chunks, WORDS], int32
+    values_ptr,  # [outputs, chunks, PAIRS, WORDS], int32
+    out_ptr,  # [SPLITS, BATCH, outputs], float32
+    outputs,
+    chunks,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    BATCH: tl.constexpr,
+    BF16: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
+    split = tl.program_id(1)
+    word = tl.arange(0, WORDS)[None, :]  # [1, WORDS]
+    PAIRS: tl.constexpr = GROUPS * N // 2
+    there = row < outputs
+    # everything has the shape [ROWS, WORDS] and 32 bits: other shapes would cost a barrier at each weight
+    sums = ()
+    for _ in tl.static_range(BATCH):
+        sums = sums + (tl.zeros([ROWS, WORDS], tl.float32),)
+    for chunk in range(split, chunks, SPLITS):
+        place = row * chunks + chunk  # [ROWS, 1]
+        positions = tl.load(positions_ptr + place * WORDS + word, mask=there, other=0)  # [ROWS, WORDS]
+        x = x_ptr + (chunk * (WORDS * GROUPS * M) + word * M) * BATCH  # [1, WORDS]
+        for pair in tl.static_range(PAIRS):
+            values = tl.load(values_ptr + (place * PAIRS + pair) * WORDS + word, mask=there, other=0)  # [ROWS, WORDS]
+            for half in tl.static_range(2):
+                at = (positions >> ((2 * pair + half) * BITS)) & ((1 << BITS) - 1)
+                weight = _float(values, half, BF16)
+                chosen = x + at * BATCH  # [ROWS, WORDS]
+                added = ()
+                for b in tl.static_range(BATCH):
+                    # a constant last: it is part of the load
+                    seen = tl.load(chosen + ((2 * pair + half) // N * WORDS * M * BATCH + b))
+                    added = added + (sums[b] + weight * seen,)
+                sums = added
+    for b in tl.static_range(BATCH):
+        total = tl.sum(sums[b], 1, keep_dims=True)  # [ROWS, 1]
+        tl.store(out_ptr + (split * BATCH + b) * outputs + row, total, mask=there)
+
+
+@triton.jit
+def _float(pair, HALF: tl.constexpr, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One of two 16-bit numbers in a 32-bit word."""
+    if BF16:  # the upper half of a float32
+        return ((pair << 16) if HALF == 0 else (pair & -65536)).to(tl.float32, bitcast=True)
+    return ((pair >> (16 * HALF)) & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+def splits(outputs: int, chunks: int) -> int:
+    """Programs that share a row's inputs."""
+    return max(1, min(chunks, _PROGRAMS * ROWS // max(1, outputs)))
+
+
+def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
+    """`lightning_nm.kernels.gathered_nm.matmul` of up to 8 rows of x, summed in float32."""
+    (batch, inputs), outputs = x.shape, len(values)
+    rows = 1 << (batch - 1).bit_length()  # tensors of Triton have sizes that are powers of two
+    columns = F.pad(x.T.float(), (0, rows - batch, 0, layout.filled - inputs)).contiguous()
+    parts = splits(outputs, layout.chunks)
+    out = torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
+    kernel[(triton.cdiv(outputs, ROWS), parts)](
+        columns,
+        positions,
+        values,
+        out,
+        outputs,
+        layout.chunks,
+        N=layout.n,
+        M=layout.m,
+        BITS=layout.bits,
+        GROUPS=layout.groups,
+        WORDS=layout.words,
+        BATCH=rows,
+        BF16=x.dtype == torch.bfloat16,
+        ROWS=ROWS,
+        SPLITS=parts,
+        num_warps=WARPS,
+    )
+    total = out.sum(0)[:batch]
+    return (total if bias is None else total + bias).to(x.dtype)
