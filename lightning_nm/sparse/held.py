@@ -141,7 +141,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
 
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     """GPT-2's Conv1D: its weight is ``[in, out]``."""
-    if beta != 1 or alpha != 1 or not isinstance(mat2, HeldWeight) or input.shape != mat2.shape[1:]:
+    if beta != 1 or alpha != 1 or not isinstance(mat2, HeldWeight) or input.shape != mat2.weight.shape[1:]:
         return NotImplemented
     return _product(mat1, mat2, input, None, dim=0)
 
@@ -162,7 +162,7 @@ def _convolution(dims: int) -> Callable[..., Any]:
     ) -> Any:
         if not isinstance(weight, HeldWeight) or input.dim() not in (dims + 1, dims + 2):
             return NotImplemented
-        kernel = tuple(weight.shape[2:])
+        kernel = tuple(weight.weight.shape[2:])
         if padding == "same":
             around = [d * (k - 1) for d, k in zip(each(dilation), kernel)]
             if any(size % 2 for size in around) or set(each(stride)) != {1}:
@@ -200,7 +200,7 @@ def _pieces(operator: Any) -> Callable[..., Any]:
         assert held.dispatched is not None
         dispatched, pieces, first = held.dispatched.current(), [], 0
         for piece in operator(held.weight, *sizes):
-            whole = piece.shape[1:] == held.shape[1:]
+            whole = piece.shape[1:] == held.weight.shape[1:]
             pieces.append(HeldWeight.of(dispatched.rows(first, first + len(piece))) if whole else piece)
             first += len(piece)
         return pieces
