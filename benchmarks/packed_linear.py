@@ -68,12 +68,13 @@ def measure(pattern: NM | Block1xN, size: tuple[int, int], batch: int, seconds: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--size", type=int, nargs=2, default=(4096, 4096), metavar=("OUT", "IN"))
+    parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4, 16, 64, 256))
     parser.add_argument("--seconds", type=float, default=1.0, help="for each cell")
     given = parser.parse_args()
     print(f"{given.size[0]} x {given.size[1]}, fp32, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     rows = []
-    for written in PATTERNS:
+    for written in given.patterns:
         pattern = parse(written)
         assert isinstance(pattern, (NM, Block1xN))
         cells = [measure(pattern, tuple(given.size), batch, given.seconds) for batch in given.batches]

@@ -1,4 +1,8 @@
-"""Products with packed 1xN weights, N a multiple of 16: one input in all lanes, times the N weights of its block."""
+"""Products with packed 1xN weights: one input in all lanes, times the N weights of its block.
+
+Lanes are 16, or N where that is less: few lanes take as many instructions as sixteen, and pay where reading weights is
+most of the work, or few are left.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
-from lightning_nm.kernels.cpu.emit import I16, I32, I64, LANES, Kernel, Value, number, zeros
+from lightning_nm.kernels.cpu.emit import F32, I16, I32, I64, LANES, Kernel, Value, number, zeros
 from lightning_nm.kernels.cpu.machine import compiled
 from lightning_nm.kernels.cpu.rows import (
     Rows,
@@ -27,7 +31,7 @@ from lightning_nm.kernels.cpu.rows import (
 )
 from lightning_nm.kernels.cpu.stored import STORED, aligned, floats, nothing
 
-ROWS = 7
+ROWS = 8
 """At a time, at most."""
 SUMS = 16
 """Vectors of sums that a kernel holds, at most; more, and what passes through finds no register."""
@@ -39,15 +43,16 @@ _BLOCKS, _INPUT_COUNT, _TAP_COUNT, _COLUMNS, _ROWS, _SPAN, _OUT_STRIDE = range(1
 
 def supports(values: Tensor) -> bool:
     """Whether there is a kernel for blocks ``[blocks, ..., N]`` of this dtype and N."""
-    return values.dtype in STORED and values.shape[-1] % LANES == 0
+    n = values.shape[-1]
+    return values.dtype in STORED and (n % LANES == 0 or n in (1, 2, 4, 8))
 
 
 @cache
 def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int, taps: bool) -> Callable[[int], None]:
     """For so many rows at a time. ``wide``: inputs are counted in 32 bits; ``taps``: there is more than one."""
     kernel = Kernel("block_matmul")
-    b, stored, vectors = kernel.builder, STORED[dtype], n // LANES
-    vector = ir.VectorType(stored, LANES)
+    b, stored, lanes = kernel.builder, STORED[dtype], min(n, LANES)
+    vectors, vector, sums_of = n // lanes, ir.VectorType(stored, lanes), ir.VectorType(F32, lanes)
     values, inputs = kernel.address(_VALUES, stored), kernel.address(_INPUTS, I32 if wide else I16)
     starts, x = kernel.address(_STARTS, I32), kernel.address(_X)
     out, bias = kernel.address(_OUT), kernel.address(_BIAS)
@@ -64,8 +69,8 @@ def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int, taps: bool) -> Ca
             kernel.at_most(b.zext(b.load(b.gep(starts, [b.add(column, number(i))])), I64), held) for i in (0, 1)
         )
         blocks = b.sub(end, first)
-        outputs = [kernel.sum(kernel.times(column, n), number(v * LANES)) for v in range(vectors)]
-        start = [kernel.load(bias, output) for output in outputs]
+        outputs = [kernel.sum(kernel.times(column, n), number(v * lanes)) for v in range(vectors)]
+        start = [kernel.load(bias, output, sums_of) for output in outputs]
 
         def tile(row: Value) -> None:
             own = [b.gep(x, [b.load(b.gep(bases, [b.add(row, number(r))]))]) for r in range(rows)]
@@ -73,10 +78,10 @@ def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int, taps: bool) -> Ca
             def step(place: Value, seen: Value, sums: list[Value]) -> list[Value]:
                 at = kernel.times(place, n)
                 weights = [
-                    floats(kernel, kernel.load_aligned(values, b.add(at, number(v * LANES)), vector))
+                    floats(kernel, kernel.load_aligned(values, b.add(at, number(v * lanes)), vector))
                     for v in range(vectors)
                 ]
-                inputs = [kernel.everywhere(b.load(b.gep(o, [seen]))) for o in own]
+                inputs = [kernel.everywhere(b.load(b.gep(o, [seen])), lanes) for o in own]
                 return [kernel.fma(w, i, s) for (i, w), s in zip(product(inputs, weights), sums)]
 
             def block(which: Value, sums: list[Value]) -> list[Value]:
@@ -97,7 +102,7 @@ def _kernel(n: int, dtype: torch.dtype, wide: bool, rows: int, taps: bool) -> Ca
                 ]
 
             whole = b.sdiv(blocks, number(unrolled))
-            parts = kernel.loop(whole, start * rows + [zeros()] * (size * (unrolled - 1)), several)
+            parts = kernel.loop(whole, start * rows + [zeros(lanes)] * (size * (unrolled - 1)), several)
             sums = [reduce(b.fadd, parts[i::size]) for i in range(size)]
             if unrolled > 1:
                 done = b.add(first, kernel.times(whole, unrolled))
@@ -159,7 +164,7 @@ def _plan(
     n: int, dtype: torch.dtype, wide: bool, total: int, taps: tuple[int, ...], columns: int, outputs: int
 ) -> _Plan:
     """For so many rows, and rows of blocks."""
-    rows = tile_rows(total, max(1, min(ROWS, SUMS * LANES // n)))
+    rows = tile_rows(total, max(1, min(ROWS, SUMS * LANES // max(n, LANES))))
     share = spans(total, rows, columns)
     kernel = _kernel(n, dtype, wide, rows, len(taps) > 1)
     return _Plan(kernel, columns * share.spans, torch.tensor(taps), (len(taps), columns, total, share.size, outputs))

@@ -33,7 +33,6 @@ class Kernel:
         self.module = ir.Module(name)
         self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), name)
         self.builder = ir.IRBuilder(self.function.append_basic_block())
-        self._fma = ir.Function(self.module, ir.FunctionType(FLOATS, [FLOATS] * 3), "llvm.fma.v16f32")
 
     def argument(self, at: int) -> Value:
         return self.builder.load(self.builder.gep(self.function.args[0], [number(at)]))
@@ -50,7 +49,7 @@ class Kernel:
     def load_aligned(self, pointer: Value, offset: Value, what: ir.Type = FLOATS) -> Value:
         """A vector that lies at a multiple of its own size."""
         element = {F32: 4, I32: 4}.get(what.element, 2)
-        return self.builder.load(self._place(pointer, offset, what), align=LANES * element)
+        return self.builder.load(self._place(pointer, offset, what), align=what.count * element)
 
     def _place(self, pointer: Value, offset: Value, what: ir.Type) -> Value:
         return self.builder.bitcast(self.builder.gep(pointer, [offset]), what.as_pointer())
@@ -91,19 +90,19 @@ class Kernel:
         """The mask of so many first lanes."""
         if isinstance(count, int):
             return ir.Constant(MASK, [int(lane < count) for lane in range(LANES)])
-        b, unset = self.builder, ir.Constant(WORDS, ir.Undefined)
-        single = b.insert_element(unset, b.trunc(count, I32), ir.Constant(I32, 0))
-        return b.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), b.shuffle_vector(single, unset, words(0)))
+        return self.builder.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), self.every_lane(count))
 
     # -- vectors --------------------------------------------------------------------------------------
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        return self.builder.call(self._fma, [a, b, c])
+        name = f"llvm.fma.v{a.type.count}f32"
+        return self.builder.call(self._declare(name, a.type, [a.type] * 3), [a, b, c])
 
-    def everywhere(self, scalar: Value) -> Value:
+    def everywhere(self, scalar: Value, lanes: int = LANES) -> Value:
         """One float in all lanes."""
-        single = self.builder.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(single, ir.Constant(FLOATS, ir.Undefined), words(0))
+        unset = ir.Constant(ir.VectorType(F32, lanes), ir.Undefined)
+        single = self.builder.insert_element(unset, scalar, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(single, unset, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
     def every_lane(self, integer: Value) -> Value:
         """The lower half of an integer in all lanes."""
@@ -243,8 +242,8 @@ def words(value: int) -> ir.Constant:
     return ir.Constant(WORDS, [value] * LANES)
 
 
-def zeros() -> ir.Constant:
-    return ir.Constant(FLOATS, [0.0] * LANES)
+def zeros(lanes: int = LANES) -> ir.Constant:
+    return ir.Constant(ir.VectorType(F32, lanes), [0.0] * lanes)
 
 
 def _eight(value: int) -> ir.Constant:

@@ -8,7 +8,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from lightning_nm.kernels.cpu.emit import F32, FLOATS, I16, WORDS, Kernel, Value, words
+from lightning_nm.kernels.cpu.emit import F32, I16, I32, Kernel, Value
 
 STORED = {torch.float32: F32, torch.bfloat16: I16, torch.float16: ir.HalfType()}
 """dtype -> LLVM's type of one weight in memory."""
@@ -21,11 +21,12 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 def floats(kernel: Kernel, raw: Value) -> Value:
-    """Sixteen stored weights as floats."""
-    b, element = kernel.builder, raw.type.element
+    """A vector of stored weights as floats."""
+    b, element, lanes = kernel.builder, raw.type.element, raw.type.count
     if element == I16:  # bfloat16 is the upper half of a float
-        return b.bitcast(b.shl(b.zext(raw, WORDS), words(16)), FLOATS)
-    return raw if element == F32 else b.fpext(raw, FLOATS)
+        wide = ir.VectorType(I32, lanes)
+        return b.bitcast(b.shl(b.zext(raw, wide), ir.Constant(wide, [16] * lanes)), ir.VectorType(F32, lanes))
+    return raw if element == F32 else b.fpext(raw, ir.VectorType(F32, lanes))
 
 
 @lru_cache(64)

@@ -34,7 +34,7 @@ def assert_right(
         torch.testing.assert_close(out.double(), wanted, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("n", [16, 32, 48, 64, 256])
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 32, 48, 64, 256])
 @pytest.mark.parametrize("batch", [0, 1, 2, 5, 8, 13])
 def test_block_sizes_and_batches(n: int, batch: int) -> None:
     """Whole tiles of rows, and what is left over."""
@@ -49,9 +49,10 @@ def test_any_size(rows: int, inputs: int, batch: int, sparsity: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_stored_dtypes(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 32])
+def test_stored_dtypes(n: int, dtype: torch.dtype) -> None:
     """Half-precision weights are multiplied as the floats that they are."""
-    assert_right(32, 4, 64, 6, dtype=dtype)
+    assert_right(n, 4, 64, 6, dtype=dtype)
 
 
 def test_more_inputs_than_sixteen_bits_count() -> None:
@@ -79,8 +80,8 @@ def test_values_anywhere_in_memory() -> None:
 
 
 def test_what_is_left_to_others() -> None:
-    """Blocks that fill no vector, and float64."""
-    assert not block_matmul.supports(torch.empty(0, 8))
+    """Blocks of odd sizes, and float64."""
+    assert not block_matmul.supports(torch.empty(0, 12))
     assert not block_matmul.supports(torch.empty(0, 16, dtype=torch.float64))
 
 
@@ -116,7 +117,7 @@ def test_convolutions(
     assert_convolves(*case, channels=channels, batch=batch, channels_last=channels_last)
 
 
-@pytest.mark.parametrize("n", [16, 32, 64, 256])
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 32, 64, 256])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_block_sizes_of_convolutions(kernel: int, n: int) -> None:
     """With one tap and with several."""
