@@ -21,14 +21,12 @@ from torch.nn import functional as F
 
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
-from lightning_nm.kernels.cpu.columns import Columns, columns, lay_out, store, tile, without_inputs
+from lightning_nm.kernels.cpu.columns import Columns, columns, lay_out, registers, store, tile, without_inputs
 from lightning_nm.kernels.cpu.emit import I32, I64, LANES, WORDS, Kernel, Value, number, words
 from lightning_nm.kernels.cpu.machine import compiled
 from lightning_nm.kernels.cpu.stored import STORED, aligned, floats
 from lightning_nm.kernels.packed_nm import Layout
 
-SUMS = 24
-"""Vectors of sums that a kernel holds."""
 VECTORS = 7
 """Of columns at a time, at most."""
 CACHED = 26 << 10
@@ -39,6 +37,11 @@ _OVER = 32
 """Rows behind the copied inputs that wrong positions may name."""
 _VALUES, _POSITIONS, _X, _OUT, _BIAS, _ROWS, _SCRATCH, _THREAD, _SCRATCH_SIZE, _CHUNKS = range(2, 12)
 _WINDOWS_AT_ONCE, _OUTPUTS, _PIXELS, _TILES, _PARTS, _GROUPS, _GROUPS_AT_ONCE, _GROUP_INPUTS, _COLUMNS = range(12, 21)
+
+
+def _sums() -> int:
+    """Vectors of sums that a kernel holds."""
+    return registers() * 3 // 4
 
 
 @cache
@@ -57,7 +60,7 @@ def _kernel(shape: Layout, dtype: torch.dtype, vectors: int) -> Callable[[int], 
     windows = kernel.times(chunks, shape.windows)
     group_values, group_positions = (kernel.times(chunks, size * LANES) for size in (shape.weights, shape.words))
     bits, width = 32 // shape.per_word, LANES * vectors
-    outputs = max(o for o in (1, 2, 4, 8, 16) if o * vectors <= SUMS)
+    outputs = max(o for o in (1, 2, 4, 8, 16) if o * vectors <= _sums())
 
     seen = kernel.own(_THREAD, kernel.address(_SCRATCH), kernel.argument(_SCRATCH_SIZE))
     taken = b.gep(seen, [kernel.times(b.add(kernel.times(windows_at_once, shape.window), number(_OVER)), width)])
@@ -99,8 +102,8 @@ def _kernel(shape: Layout, dtype: torch.dtype, vectors: int) -> Callable[[int], 
                     word = b.add(kernel.times(chunk, shape.words), b.udiv(within, number(shape.per_word)))
                     shift = kernel.times(b.and_(within, number(shape.per_word - 1)), bits)
                     index = kernel.load_aligned(positions, kernel.times(word, LANES), WORDS)
-                    index = b.and_(b.lshr(index, kernel.every_lane(shift)), words(min(_OVER, 2**bits) - 1))
-                    base = kernel.every_lane(kernel.times(b.udiv(at, number(shape.kept)), shape.window))
+                    index = b.and_(b.lshr(index, _every_lane(kernel, shift)), words(min(_OVER, 2**bits) - 1))
+                    base = _every_lane(kernel, kernel.times(b.udiv(at, number(shape.kept)), shape.window))
                     place = kernel.times(at, LANES)
                     kernel.store(b.mul(b.add(index, base), words(width)), offsets, place)
                     value = kernel.times(b.add(kernel.times(chunk, shape.weights), within), LANES)
@@ -171,6 +174,13 @@ def _kernel(shape: Layout, dtype: torch.dtype, vectors: int) -> Callable[[int], 
     return compiled(kernel.units(unit), kernel.name)
 
 
+def _every_lane(kernel: Kernel, integer: Value) -> Value:
+    """The lower half of an integer in all lanes."""
+    unset = ir.Constant(WORDS, ir.Undefined)
+    single = kernel.builder.insert_element(unset, kernel.builder.trunc(integer, I32), I32(0))
+    return kernel.builder.shuffle_vector(single, unset, words(0))
+
+
 def supports(values: Tensor, outputs: int, groups: int) -> bool:
     """Whether there is a kernel: no sixteen outputs may lie in two groups of a convolution."""
     return values.dtype in STORED and (groups == 1 or outputs // groups % LANES == 0)
@@ -196,10 +206,10 @@ def _plan(
     """For so many threads."""
     found = columns(tuple(shape[2:]), convolution)
     inputs, every = shape[1] // convolution.groups, shape[0] * found.vectors
-    rows = (found.taps[:, None] + torch.arange(inputs) * found.plane).flatten()
+    rows = (found.taps[:, None] + torch.arange(inputs, device="cpu") * found.plane).flatten()
     all_windows = layout.chunks * layout.windows
     # a vector is one multiply-add; its weight and where to find its input cost about one more, whatever their number
-    vectors = min(range(VECTORS, 0, -1), key=lambda size: -(-every // size) * (size + 1))
+    vectors = min(range(min(VECTORS, _sums()), 0, -1), key=lambda size: -(-every // size) * (size + 1))
     tiles = -(-every // vectors)
     windows = min(all_windows, max(1, CACHED // (4 * LANES * vectors * layout.window)))
     groups = -(-outputs // LANES) // convolution.groups
@@ -239,13 +249,13 @@ def convolution(
         return without_inputs(x, bias, outputs, convolution)
     dtype, values, positions = x.dtype, aligned(values), aligned(positions)
     lanes, team = values.shape[0] * LANES, torch.get_num_threads()
-    start = torch.zeros(lanes, dtype=torch.float32) if bias is None else bias.float().contiguous()
+    start = x.new_zeros(lanes, dtype=torch.float32) if bias is None else bias.float().contiguous()
     if lanes > start.shape[0]:
         start = F.pad(start, (0, lanes - outputs))
     plan = _plan(x.shape, convolution, layout, outputs, values.dtype, team)
-    out = torch.empty(x.shape[0], outputs, *plan.columns.sizes, dtype=torch.float32)
+    out = x.new_empty(x.shape[0], outputs, *plan.columns.sizes, dtype=torch.float32)
     x = lay_out(x, convolution, plan.columns)
-    scratch = torch.empty(team * plan.scratch, dtype=torch.float32)
+    scratch = x.new_empty(team * plan.scratch, dtype=torch.float32)
     addresses = [t.data_ptr() for t in (values, positions, x, out, start, plan.rows, scratch)]
     threads.run(plan.kernel, plan.units, (*addresses, 0, *plan.numbers))
     return out.to(dtype)
