@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ class SparseEvaluation:
         Acceleration.check(backend)
         self._backend, self._report = backend, report
         self._acceleration: Acceleration | None = None
+        self._warned = False
         self._reported: dict[str, list[tuple[str, str]]] = {}
 
     @property
@@ -51,12 +52,20 @@ class SparseEvaluation:
             self._acceleration = Acceleration(model, backend=self._backend)
             self._acceleration.pack()
             if not self._acceleration.sparse:
-                rank_zero_warn(
-                    "nm_sparse: no weight of the model is sparse, so all of it runs dense. Train it with "
-                    "NMSparsityCallback, or convert it (lightning-nm convert)"
-                )
+                self._warn(self._acceleration.skipped)
         with self._acceleration.active():
             yield
+
+    def _warn(self, skipped: Sequence[Row]) -> None:
+        """Once, and not of a model that training has yet to make sparse."""
+        if self._warned or self.lightning_module.trainer.sanity_checking:  # type: ignore[attr-defined]
+            return
+        self._warned = True
+        why = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
+        rank_zero_warn(
+            f"nm_sparse: no weight of the model is sparse and can be packed{why}, so all of it runs dense. Train it with "
+            "NMSparsityCallback, or convert it (lightning-nm convert)"
+        )
 
     def _finish(self) -> None:
         """Forget what was packed, and say what ran where."""
