@@ -15,13 +15,11 @@ from torch.nn import functional as F
 
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu import threads
-from lightning_nm.kernels.cpu.columns import Columns, columns, lay_out, store, tile, without_inputs
+from lightning_nm.kernels.cpu.columns import Columns, columns, lay_out, registers, store, tile, without_inputs
 from lightning_nm.kernels.cpu.emit import F32, I16, I32, I64, LANES, Kernel, Value, number
 from lightning_nm.kernels.cpu.machine import compiled
 from lightning_nm.kernels.cpu.stored import STORED, aligned
 
-REGISTERS = 28
-"""For the sums and the columns that a kernel holds; with more of them LLVM moves some in and out of memory."""
 AHEAD = 32
 """How many weights of an output before they are met they are asked for."""
 UNITS = 8
@@ -111,16 +109,18 @@ def supports(values: Tensor, outputs: int, groups: int) -> bool:
 
 def _tile(n: int, vectors: int) -> tuple[int, int]:
     """(outputs, vectors) at a time: of least work, counting what lies behind the last vector."""
+    # for sums and columns; with more of them LLVM moves some in and out of memory
+    room = registers() * 7 // 8
 
     def outputs(size: int) -> int:
-        return max(o for o in range(1, REGISTERS // size) if n % o == 0)
+        return max(o for o in range(1, room // size) if n % o == 0)
 
     def work(size: int) -> float:
         # multiply-adds, or the loads of x (two halves each: they lie across lines); and what each pass costs besides
         each = max(outputs(size), 2.5) + 0.5
         return -(-vectors // size) * (n // outputs(size) * (each * size + 1) + 4)
 
-    size = min(range(1, 9), key=work)
+    size = min(range(1, min(8, room // 2) + 1), key=work)
     return outputs(size), size
 
 
@@ -171,9 +171,9 @@ def convolution(
     if not (x.numel() and rows):
         return without_inputs(x, bias, rows * n, convolution)
     plan = _plan(x.shape, convolution, n, rows, values.dtype, inputs.dtype == torch.int32, torch.get_num_threads())
-    out = torch.empty(x.shape[0], rows * n, *plan.columns.sizes, dtype=torch.float32)
+    out = x.new_empty(x.shape[0], rows * n, *plan.columns.sizes, dtype=torch.float32)
     x = lay_out(x, convolution, plan.columns)
-    start = torch.zeros(rows * n, dtype=torch.float32) if bias is None else bias.float().contiguous()
+    start = x.new_zeros(rows * n, dtype=torch.float32) if bias is None else bias.float().contiguous()
     addresses = [t.data_ptr() for t in (values, inputs, starts, x, out, start, plan.columns.taps)]
     threads.run(plan.kernel, plan.units, (*addresses, blocks, *plan.numbers))
     return out.to(dtype)

@@ -21,6 +21,12 @@ from torch.nn import functional as F
 
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.cpu.emit import I32, I64, LANES, WORDS, Kernel, Value, number, words
+from lightning_nm.kernels.cpu.machine import features
+
+
+def registers() -> int:
+    """How many vectors of sixteen floats the processor holds: AVX2 has half as many as AVX-512, half as wide."""
+    return 32 if "avx512f" in features() else 8
 
 
 class Columns(NamedTuple):
@@ -81,10 +87,10 @@ def columns(sizes: tuple[int, ...], convolution: Convolution) -> Columns:
     return Columns(
         sizes=result,
         plane=prod(phases) * prod(laid),
-        taps=torch.tensor(taps),
-        starts=torch.tensor(starts),
-        lanes=torch.tensor(lanes, dtype=torch.int32),
-        places=torch.tensor(places),
+        taps=torch.tensor(taps, device="cpu"),
+        starts=torch.tensor(starts, device="cpu"),
+        lanes=torch.tensor(lanes, dtype=torch.int32, device="cpu"),
+        places=torch.tensor(places, device="cpu"),
         slack=slack,
         as_it_is=tuple(laid) == sizes and max(convolution.stride) == 1 and not slack,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("llvmlite")
 
 from lightning_nm.kernels.convolution import Convolution
-from lightning_nm.kernels.cpu import block_columns, emit
+from lightning_nm.kernels.cpu import block_columns, columns, emit
 from lightning_nm.patterns import Block1xN
 from lightning_nm.sparse import PackedBlocks
 from tests.kernels.cpu.test_columns import convolutions
@@ -95,7 +95,8 @@ def test_every_processor(features: set[str], monkeypatch: pytest.MonkeyPatch) ->
     """By the instructions that it has."""
     if not features <= emit.features():
         pytest.skip(f"this processor has no {features - emit.features()}")
-    monkeypatch.setattr(emit, "features", lambda: features)
+    for module in (emit, columns):
+        monkeypatch.setattr(module, "features", lambda: features)
     caches = block_columns._kernel, block_columns._plan
     try:
         for cache in caches:
@@ -115,6 +116,20 @@ def test_inputs_of_any_layout_and_dtype(dtype: torch.dtype) -> None:
     assert out.dtype == dtype
     assert out.is_contiguous()
     torch.testing.assert_close(out.double(), THREE.dense(x.double(), weight.double(), None), atol=0.1, rtol=0.02)
+
+
+def test_defaults_of_torch_do_not_matter() -> None:
+    """What a kernel needs for itself is float32 and lies on the CPU."""
+    weight, packed = sparse((16, 8, 3, 3), 4, 0.5, torch.float32)
+    x = torch.randn(1, 8, 11, 13)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_device("meta")
+        out = block_columns.convolution(x, packed.values, packed.inputs, packed.starts, None, THREE)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(out, THREE.dense(x, weight, None), atol=1e-4, rtol=1e-5)
 
 
 def test_more_inputs_than_sixteen_bits_count() -> None:

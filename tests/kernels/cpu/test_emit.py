@@ -109,15 +109,6 @@ def test_either(which: int) -> None:
     assert torch.equal(run(body, x, torch.zeros(16, dtype=torch.int32)), x[16 * which :][:16])
 
 
-def test_an_integer_in_every_lane() -> None:
-    """Its lower half."""
-
-    def body(kernel: Kernel, x: Value, index: Value) -> Value:
-        return kernel.builder.sitofp(kernel.every_lane(number((1 << 40) + 7)), FLOATS)
-
-    assert torch.equal(run(body, torch.zeros(16), torch.zeros(16, dtype=torch.int32)), torch.full((16,), 7.0))
-
-
 def test_some_lanes_are_stored() -> None:
     """The others keep what was there."""
     kernel, out, x = Kernel("tried"), torch.zeros(16), torch.randn(16)

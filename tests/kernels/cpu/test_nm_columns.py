@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("llvmlite")
 
 from lightning_nm.kernels.convolution import Convolution
-from lightning_nm.kernels.cpu import emit, nm_columns
+from lightning_nm.kernels.cpu import columns, emit, nm_columns
 from lightning_nm.patterns import NM
 from lightning_nm.sparse import PackedNM
 from tests.kernels.cpu.test_columns import convolutions
@@ -94,7 +94,8 @@ def test_every_processor(features: set[str], monkeypatch: pytest.MonkeyPatch) ->
     """By the instructions that it has."""
     if not features <= emit.features():
         pytest.skip(f"this processor has no {features - emit.features()}")
-    monkeypatch.setattr(emit, "features", lambda: features)
+    for module in (emit, columns):
+        monkeypatch.setattr(module, "features", lambda: features)
     caches = nm_columns._kernel, nm_columns._plan
     try:
         for cache in caches:
@@ -117,6 +118,22 @@ def test_inputs_of_any_layout_and_dtype(dtype: torch.dtype) -> None:
     assert out.dtype == dtype
     assert out.is_contiguous()
     torch.testing.assert_close(out.double(), THREE.dense(x.double(), weight.double(), None), atol=0.1, rtol=0.02)
+
+
+def test_defaults_of_torch_do_not_matter() -> None:
+    """What a kernel needs for itself is float32 and lies on the CPU."""
+    pattern, x = NM(2, 4), torch.randn(1, 8, 11, 13)
+    weight = torch.randn(20, 8, 3, 3)
+    weight = torch.where(pattern.mask(weight), weight, 0.0)
+    packed = PackedNM.pack(weight, pattern)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_device("meta")
+        out = nm_columns.convolution(x, packed.values, packed.positions, None, packed.layout, 20, THREE)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(out, THREE.dense(x, weight, None), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 7), (5, 32)])
