@@ -186,12 +186,11 @@ class Dispatched:
                 wrong.append(name)
                 del runs[name]
         times = _fastest(runs)
-        best, reason = "dense", "the fastest"
+        best, fastest = "dense", min(times, key=lambda name: times[name])
         for name in sorted(times, key=lambda name: (name not in DENSE, times[name])):
             if times[name] < TIE * times[best]:
                 best = name
-            elif times[name] < times[best]:
-                reason = f"{name} gains less than {1 - TIE:.0%}"
+        reason = "the fastest" if best == fastest else f"{fastest} gains less than {1 - TIE:.0%}"
         if wrong:
             reason = f"disagree with dense: {', '.join(wrong)}"
         return Choice(best, times, reason)
