@@ -167,7 +167,8 @@ def _plan(
     rows = tile_rows(total, max(1, min(ROWS, SUMS * LANES // max(n, LANES))))
     share = spans(total, rows, columns)
     kernel = _kernel(n, dtype, wide, rows, len(taps) > 1)
-    return _Plan(kernel, columns * share.spans, torch.tensor(taps), (len(taps), columns, total, share.size, outputs))
+    shifts = torch.tensor(taps, device="cpu")
+    return _Plan(kernel, columns * share.spans, shifts, (len(taps), columns, total, share.size, outputs))
 
 
 def _multiply(
@@ -185,7 +186,7 @@ def _multiply(
     outputs = columns * parts * n
     values, inputs, starts = aligned(values), aligned(inputs), aligned(starts)
     start = nothing(outputs) if bias is None else bias.float().contiguous()
-    out = torch.empty(*rows.shape, outputs, dtype=torch.float32)
+    out = x.new_empty(*rows.shape, outputs)
     if not width or not out.numel():  # no input to read, or nothing to write
         return out.copy_(start)
     total = rows.bases.shape[0]

@@ -182,7 +182,8 @@ def _plan(
     columns = -(-groups // together)
     share = spans(total, rows, columns)
     width = _width(layout, len(taps))
-    windows = (torch.tensor(taps)[:, None] + torch.arange(0, width, layout.window)).flatten()
+    windows = torch.arange(0, width, layout.window, device="cpu")
+    windows = (torch.tensor(taps, device="cpu")[:, None] + windows).flatten()
     # those that only fill up the last chunk have no weights: they look at the last true one
     windows = torch.cat([windows, windows[-1:].expand(layout.chunks * layout.windows - len(windows))])
     vectors, lanes = groups * layout.chunks, groups * LANES * 4
@@ -212,7 +213,7 @@ def _multiply(
     outputs: int,
 ) -> Tensor:
     """``[*rows.shape, O]``; each of ``parts`` parts of the outputs sees a part of the inputs."""
-    out = torch.empty(*rows.shape, outputs, dtype=torch.float32)
+    out = x.new_empty(*rows.shape, outputs)
     if not out.numel():
         return out
     values, positions = aligned(values), aligned(positions)

@@ -63,7 +63,7 @@ def _kernel() -> Callable[[int], None]:
 def _lines(shape: torch.Size, padding: tuple[int, ...]) -> Tensor:
     """Where in x each line of the result starts; -1: it is one of zeros."""
     *sizes, size, channels = shape
-    at = torch.arange(torch.Size(sizes).numel()).view(sizes) * (size * channels)
+    at = torch.arange(torch.Size(sizes).numel(), device="cpu").view(sizes) * (size * channels)
     around = [more for each in reversed(padding[:-1]) for more in (each, each)]
     return F.pad(at, around, value=-1).flatten()
 
@@ -74,7 +74,7 @@ def padded(x: Tensor, padding: tuple[int, ...], width: int) -> Tensor:
     Args:
         width: a multiple of 16.
     """
-    out = torch.empty(*(size + 2 * more for size, more in zip(x.shape, padding)), width, dtype=torch.float32)
+    out = x.new_empty(*(size + 2 * more for size, more in zip(x.shape, padding)), width)
     lines = _lines(x.shape, padding)
     addresses = x.data_ptr(), out.data_ptr(), lines.data_ptr()
     sizes = padding[-1], x.shape[-2], padding[-1], x.shape[-1], width // LANES

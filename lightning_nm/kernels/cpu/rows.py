@@ -73,9 +73,9 @@ def held_pixels(x: Tensor, rows: Rows, convolution: Convolution) -> Tensor:
 @lru_cache(256)
 def _places(sizes: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:
     """Of entries that lie ``steps`` apart, in order, int64."""
-    at = torch.zeros(1, dtype=torch.int64)
+    at = torch.zeros(1, dtype=torch.int64, device="cpu")
     for size, step in zip(sizes, steps):
-        at = (at[:, None] + torch.arange(size) * step).flatten()
+        at = (at[:, None] + torch.arange(size, device="cpu") * step).flatten()
     return at
 
 

@@ -32,4 +32,4 @@ def floats(kernel: Kernel, raw: Value) -> Value:
 @lru_cache(64)
 def nothing(outputs: int) -> Tensor:
     """The bias of a layer that has none."""
-    return torch.zeros(outputs, dtype=torch.float32)
+    return torch.zeros(outputs, dtype=torch.float32, device="cpu")

@@ -131,3 +131,17 @@ def test_grouped_convolutions(kernel: int, dtype: torch.dtype) -> None:
     convolution = Convolution((kernel, kernel), (1, 1), (0, 0), (1, 1), 2)
     assert_convolves(convolution, (5, 5), channels=32, rows=4, batch=2, dtype=dtype)
     assert not block_matmul.fits(torch.zeros(4), convolution)
+
+
+def test_other_defaults_of_torch_change_nothing() -> None:
+    """Neither its dtype nor its device, for padded images too."""
+    convolution = Convolution((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    weight = torch.where(Block1xN(16, 0.5).mask(dense := torch.randn(16, 7, 3, 3)), dense, 0.0)
+    packed, x = PackedBlocks.pack(weight, Block1xN(16, 0.5)), torch.randn(1, 7, 4, 11)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            out = block_matmul.convolution(x, packed.values, packed.inputs, packed.starts, None, convolution)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(out, convolution.dense(x, weight, None), atol=1e-4, rtol=1e-5)

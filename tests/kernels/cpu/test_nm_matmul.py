@@ -14,6 +14,8 @@ pytest.importorskip("llvmlite")
 from lightning_nm.kernels import packed_nm
 from lightning_nm.kernels.convolution import Convolution, filters
 from lightning_nm.kernels.cpu import emit, nm_matmul
+from lightning_nm.kernels.cpu.rows import matrix_rows
+from lightning_nm.kernels.cpu.stored import nothing
 from lightning_nm.kernels.packed_nm import Layout, pack
 from tests.kernels.cpu.convolutions import convolutions, images
 from tests.kernels.test_packed_nm import PATTERNS, sparse
@@ -180,3 +182,19 @@ def test_nothing_is_written_beside_the_outputs(outputs: int) -> None:
     x, bias = torch.randn(30, 32), torch.randn(outputs)
     out = nm_matmul.matmul(x, *pack(rows, mask, layout), bias, layout, outputs)
     torch.testing.assert_close(out, x @ rows.T + bias, atol=1e-4, rtol=1e-5)
+
+
+def test_other_defaults_of_torch_change_nothing() -> None:
+    """Neither its dtype nor its device: the kernels' own memory is the CPU's, and float32."""
+    rows, mask = sparse(24, 48, 2, 4)
+    layout = Layout.of(2, 4, 48)
+    packed, x = pack(rows, mask, layout), torch.randn(3, 48)
+    for cached in (matrix_rows, nm_matmul._plan, nothing):
+        cached.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            out = nm_matmul.matmul(x, *packed, None, layout, 24)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(out, x @ rows.T, atol=1e-4, rtol=1e-5)
