@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_nm import kernels
+from lightning_nm.kernels.convolution import Convolution, memory_format
+from lightning_nm.patterns import NM, Block1xN
+from lightning_nm.sparse import PackedBlocks, PackedNM
 from tests.kernels.cases import DTYPES, weight_of
 from tests.oracles import nm_mask_by_hand, raw, split_by_hand
 
@@ -146,3 +149,39 @@ def split_on_gpu(weight: Tensor) -> tuple[Tensor, Tensor]:
     bits = torch.zeros(kernels.byte_count(weight.numel()), dtype=torch.uint8, device="cuda")
     kernels.nm_split_(weight, hidden, bits, 2, 4, 1)
     return weight, hidden
+
+
+IMAGES = {
+    "1d": torch.randn(2, 32, 9),
+    "2d": torch.randn(2, 32, 5, 6),
+    "2d, channels last": torch.randn(2, 32, 5, 6).to(memory_format=torch.channels_last),
+    "3d, channels last": torch.randn(2, 32, 3, 4, 5).to(memory_format=torch.channels_last_3d),
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("image", list(IMAGES))
+def test_convolutions_of_packed_weights(
+    image: str, groups: int, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As dense ones: same numbers, dtype and memory format, whether or not groups are whole lanes."""
+    if not compiled:
+        monkeypatch.setattr(kernels, "compiled_cpu", lambda: None)
+    x = IMAGES[image].to(dtype)
+    dims = x.dim() - 2
+    convolution = Convolution((3,) * dims, (2,) * dims, (1,) * dims, (1,) * dims, groups)
+    dense, bias = torch.randn(32, 32 // groups, *convolution.kernel).to(dtype), torch.randn(32).to(dtype)
+    nm, blocks = (torch.where(pattern.mask(dense), dense, 0.0) for pattern in (NM(2, 4), Block1xN(8, 0.5)))
+    packed, rows = PackedNM.pack(nm, NM(2, 4)), PackedBlocks.pack(blocks, Block1xN(8, 0.5))
+    ours = (
+        kernels.nm_convolution(x, packed.values, packed.positions, bias, packed.layout, 32, convolution),
+        kernels.block_convolution(x, rows.values, rows.inputs, rows.starts, bias, convolution),
+    )
+    for out, weight in zip(ours, (nm, blocks)):
+        expected = convolution.dense(x.double(), weight.double(), bias.double())
+        loose = 0.05 if dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(out.double(), expected, atol=loose, rtol=loose)
+        assert out.dtype == dtype
+        assert out.is_contiguous(memory_format=memory_format(x))
