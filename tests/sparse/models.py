@@ -22,6 +22,20 @@ TOLERANCE = {
 }
 
 
+class Conv1D(nn.Module):
+    """GPT-2's: a Linear with an ``[in, out]`` weight."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"
+
+
 def sparse(model: Module, pattern: str = "2:4") -> Module:
     """The model, its weights cut down to the pattern wherever that fits, for evaluation."""
     with torch.no_grad():
