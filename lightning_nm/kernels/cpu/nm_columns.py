@@ -29,7 +29,7 @@ from lightning_nm.kernels.packed_nm import Layout
 
 VECTORS = 7
 """Of columns at a time, at most."""
-CACHED = 26 << 10
+CACHED = 20 << 10
 """Bytes of the inputs that a unit copies at a time: with a group's weights they fill the first cache."""
 GROUPS = 32
 """Of outputs in a unit, at most: their sums wait in the second cache."""
