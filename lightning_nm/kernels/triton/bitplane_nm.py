@@ -22,7 +22,7 @@ _PROGRAMS = 264
 
 
 @triton.jit
-def kernel(  # type: ignore[no-untyped-def]
+def kernel(
     x_ptr,  # [batch, spans * 32 M], 16 bits, inputs in the kernel's order
     values_ptr,  # [outputs, spans, N, 16], int32
     planes_ptr,  # [outputs, spans, N, BITS], int32
@@ -59,7 +59,7 @@ def kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _decoded(values_ptr, planes_ptr, place, N: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _decoded(values_ptr, planes_ptr, place, N: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr):
     """For each position the weights that stand there, zeros elsewhere: M x [ROWS, SPANS, 16]."""
     q = tl.arange(0, 16)[None, None, :]
     dense = ()
@@ -87,7 +87,7 @@ def _decoded(values_ptr, planes_ptr, place, N: tl.constexpr, M: tl.constexpr, BI
 
 
 @triton.jit
-def _joined(parts, M: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _joined(parts, M: tl.constexpr, BITS: tl.constexpr):
     """Side by side in new last dimensions, the highest bit of the position first."""
     for b in tl.static_range(BITS):
         joined = ()

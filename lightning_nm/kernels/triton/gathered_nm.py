@@ -22,7 +22,7 @@ _PROGRAMS = 512
 
 
 @triton.jit
-def kernel(  # type: ignore[no-untyped-def]
+def kernel(
     x_ptr,  # [filled, BATCH], float32
     positions_ptr,  # [outputs, chunks, WORDS], int32
     values_ptr,  # [outputs, chunks, PAIRS, WORDS], int32
@@ -70,7 +70,7 @@ def kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _float(pair, HALF: tl.constexpr, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
+def _float(pair, HALF: tl.constexpr, BF16: tl.constexpr):
     """One of two 16-bit numbers in a 32-bit word."""
     if BF16:  # the upper half of a float32
         return ((pair << 16) if HALF == 0 else (pair & -65536)).to(tl.float32, bitcast=True)
