@@ -28,8 +28,8 @@ class _Watch(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self._module:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
-        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
+        after = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next((spec for finder in after if (spec := finder.find_spec(fullname, path, target))), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Then(spec.loader, self._done)  # which is not always imported: many only ask what there is
         return spec

@@ -32,6 +32,7 @@ AREAS = (
     "Parallelism",
     "Compilation",
     "Averaging",
+    "Sparse evaluation",
     "Callbacks",
     "Entry points",
     "Interruption",

@@ -108,7 +108,7 @@ def test_any_convolution(data: st.DataObject) -> None:
         accelerate(layer, backend=data.draw(st.sampled_from(["cpu", "dense", "onednn"])))
         out = layer(x)
     assert_near(out, exact)
-    if x.dim() == dims + 2 and out.shape[0] > 1 and min(out.shape) > 1:
+    if dims < 3 and x.dim() == dims + 2 and min(out.shape) > 1:  # in three it depends on who multiplies in torch
         assert out.stride() == dense.stride()
 
 

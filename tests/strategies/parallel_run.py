@@ -1,0 +1,88 @@
+"""Fits of two processes, dense and on sparse kernels. Run by test_ddp.py.
+
+torchrun --nproc-per-node 2 parallel_run.py FOLDER [launched]
+python parallel_run.py FOLDER launches
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor
+
+from lightning_nm.strategies import NMSparseDDPStrategy, SparseEvaluation
+from lightning_nm.training import shards
+from tests.strategies.runs import Watched, fitted
+
+
+class Counted(Watched):
+    """Logs how many weights are held in a validation step."""
+
+    def validation_step(self, batch: list[Tensor]) -> None:
+        super().validation_step(batch)
+        self.log("held", float(len(self.held[-1])), sync_dist=True)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        pass
+
+
+class Sharded(Counted):
+    """By FSDP2."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        if self.device_mesh is not None and not shards.is_sharded(self.conv.weight):
+            for layer in (self.conv, self.net[0], self.net[2]):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+
+class ShardedEvaluation(SparseEvaluation, ModelParallelStrategy):
+    """A user's own composition."""
+
+
+def outcome(strategy: str | Strategy, kind: type[Counted] = Counted) -> dict[str, Any]:
+    """What a fit of two epochs, and a validation after it, end with."""
+    torch.manual_seed(0)
+    model = kind()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fitted(Path(tempfile.gettempdir()), model, strategy=strategy, devices=2)
+    fit = {name: float(value) for name, value in run.callback_metrics.items()}
+    validated = run.validate(model, verbose=False)
+    return {
+        "fit": fit,
+        "validated": validated[0] if validated else {},
+        "weights": {name: shards.whole(shards.piece(p), p).clone() for name, p in model.named_parameters()},
+        "plain": all(type(p) is torch.nn.Parameter for p in model.parameters()),
+        "warned": [str(each.message) for each in caught if "nm_sparse" in str(each.message)],
+    }
+
+
+def launched() -> dict[str, Any]:
+    sharding: dict[str, Any] = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+    return {
+        "ddp": outcome("ddp"),
+        "nm_sparse_ddp": outcome(NMSparseDDPStrategy(backend="cpu", report=False)),
+        "fsdp2": outcome(ModelParallelStrategy(**sharding), Sharded),
+        "sparse fsdp2": outcome(ShardedEvaluation(report=False, **sharding), Sharded),
+    }
+
+
+def launches() -> dict[str, Any]:
+    return {
+        "fork": outcome("nm_sparse_ddp_fork"),
+        "spawn": outcome(NMSparseDDPStrategy(backend="cpu", report=False, start_method="spawn")),
+    }
+
+
+if __name__ == "__main__":
+    how = {"launched": launched, "launches": launches}[sys.argv[2]]
+    torch.save(how(), Path(sys.argv[1]) / f"{sys.argv[2]}{os.environ.get('RANK', '')}.pt")
