@@ -152,17 +152,15 @@ def nm_matmul(
 ) -> Tensor:
     """``x @ W^T + bias`` of x ``[B, I]`` and packed N:M weights (`lightning_nm.kernels.packed_nm`)."""
     cpu = _compiled_for(x, None)
-    if cpu is not None and cpu.nm_matmul.supports(values):
-        return cpu.nm_matmul.matmul(x, values, positions, bias, layout, outputs)  # type: ignore[no-any-return]
-    return packed_nm.matmul(x, values, positions, bias, layout, outputs)
+    out: Tensor | None = None if cpu is None else cpu.packed.nm_linear(x, values, positions, bias, layout, outputs)
+    return packed_nm.matmul(x, values, positions, bias, layout, outputs) if out is None else out
 
 
 def block_matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ W^T + bias`` of x ``[B, I]`` and packed 1xN weights (`lightning_nm.kernels.packed_blocks`)."""
     cpu = _compiled_for(x, None)
-    if cpu is not None and cpu.block_matmul.supports(values):
-        return cpu.block_matmul.matmul(x, values, inputs, starts, bias)  # type: ignore[no-any-return]
-    return packed_blocks.matmul(x, values, inputs, starts, bias)
+    out: Tensor | None = None if cpu is None else cpu.packed.block_linear(x, values, inputs, starts, bias)
+    return packed_blocks.matmul(x, values, inputs, starts, bias) if out is None else out
 
 
 def nm_convolution(
@@ -178,10 +176,10 @@ def nm_convolution(
 
     The result has the memory format of x.
     """
-    cpu = _compiled_for(x, None)
-    if cpu is not None and cpu.nm_matmul.supports(values) and cpu.nm_matmul.fits(layout, outputs, convolution):
-        out: Tensor = cpu.nm_matmul.convolution(x, values, positions, bias, layout, outputs, convolution)
-        return out.contiguous(memory_format=memory_format(x))
+    if (cpu := _compiled_for(x, None)) is not None:
+        out: Tensor | None = cpu.packed.nm_convolution(x, values, positions, bias, layout, outputs, convolution)
+        if out is not None:
+            return out
     weight = filters(packed_nm.unpack(values, positions, layout, outputs).to(x.dtype), convolution.kernel)
     return convolution.dense(x, weight, bias).contiguous(memory_format=memory_format(x))
 
@@ -193,10 +191,10 @@ def block_convolution(
 
     The result has the memory format of x.
     """
-    cpu = _compiled_for(x, None)
-    if cpu is not None and cpu.block_matmul.supports(values) and cpu.block_matmul.fits(starts, convolution):
-        out: Tensor = cpu.block_matmul.convolution(x, values, inputs, starts, bias, convolution)
-        return out.contiguous(memory_format=memory_format(x))
+    if (cpu := _compiled_for(x, None)) is not None:
+        out: Tensor | None = cpu.packed.block_convolution(x, values, inputs, starts, bias, convolution)
+        if out is not None:
+            return out
     rows = packed_blocks.unpack(values.flatten(1), inputs, starts, x.shape[1] // convolution.groups)
     n, taps = values.shape[2], values.shape[1]  # rows: [O / N * T * N, I]
     weight = rows.view(-1, taps, n, rows.shape[1]).transpose(1, 2).reshape(-1, taps * rows.shape[1]).to(x.dtype)

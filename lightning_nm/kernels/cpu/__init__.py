@@ -1,7 +1,7 @@
 """Compiled CPU kernels. Importing this room imports numba; ask `lightning_nm.kernels` instead."""
 
-from lightning_nm.kernels.cpu import block_matmul, nm_matmul, nm_pack, transposable
+from lightning_nm.kernels.cpu import nm_pack, packed, transposable
 from lightning_nm.kernels.cpu.popcount import popcount
 from lightning_nm.kernels.cpu.split import nm_split_, resplit_, supports
 
-__all__ = ["block_matmul", "nm_matmul", "nm_pack", "nm_split_", "popcount", "resplit_", "supports", "transposable"]
+__all__ = ["nm_pack", "nm_split_", "packed", "popcount", "resplit_", "supports", "transposable"]

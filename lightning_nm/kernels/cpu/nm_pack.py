@@ -62,7 +62,7 @@ def _pack(rows, magnitude, n, m, window, per_word, values, positions):  # type: 
 
 def pack(rows: Tensor, n: int, layout: Layout) -> tuple[Tensor, Tensor] | int:
     """(values, positions), or the group that holds more than N weights: see `lightning_nm.kernels.nm_pack`."""
-    outputs, inputs = rows.shape
+    outputs = len(rows)
     groups, integers = -(-outputs // LANES), _INTEGERS[rows.element_size()]
     values = rows.new_zeros(groups, layout.chunks, layout.weights, LANES)
     positions = torch.zeros(groups, layout.chunks, layout.words, LANES, dtype=torch.int32)
