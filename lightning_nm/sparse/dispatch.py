@@ -179,12 +179,17 @@ class Dispatched:
             operand = self.operand(name)
             return lambda: apply(operand, x, bias, convolution)
 
-        runs = {name: run(name) for name in able}
+        runs = {"dense": run("dense")}
         expected, wrong = runs["dense"](), []
         for name in able[1:]:
-            if not _agree(runs[name](), expected):  # compiles, too
-                wrong.append(name)
-                del runs[name]
+            try:
+                call = run(name)
+                if _agree(call(), expected):  # compiles, too
+                    runs[name] = call
+                else:
+                    wrong.append(f"{name} disagrees with dense")
+            except Exception as error:  # whatever is wrong with it, there is dense
+                wrong.append(f"{name} failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}")
         times = _fastest(runs)
         best, fastest = "dense", min(times, key=lambda name: times[name])
         for name in sorted(times, key=lambda name: (name not in DENSE, times[name])):
@@ -192,7 +197,7 @@ class Dispatched:
                 best = name
         reason = "the fastest" if best == fastest else f"{fastest} gains less than {1 - TIE:.0%}"
         if wrong:
-            reason = f"disagree with dense: {', '.join(wrong)}"
+            reason = f"{reason}; {', '.join(wrong)}"
         return Choice(best, times, reason)
 
 

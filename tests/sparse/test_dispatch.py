@@ -78,7 +78,23 @@ def test_a_backend_that_is_wrong_is_never_chosen(clock: Clock, monkeypatch: pyte
     held, x = weight(), torch.randn(4, 64)
     assert_near(held.product(x, None, None), x @ held.weight.T)
     [choice] = held.made()
-    assert (choice.backend, choice.reason) == ("dense", "disagree with dense: onednn")
+    assert (choice.backend, choice.reason) == ("dense", "the fastest; onednn disagrees with dense")
+
+
+@pytest.mark.parametrize("when", ["hold", "linear"])
+def test_a_backend_that_fails_is_never_chosen(clock: Clock, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """To the user's run nothing happens; the report tells of it."""
+
+    def fail(*args: object) -> Tensor:
+        raise RuntimeError("no such instruction\nat 0x0")
+
+    monkeypatch.setattr(*((backends.Prepacked, "hold") if when == "hold" else (PrepackedOperand, "linear")), fail)
+    clock(dense=100, onednn=1, cpu=200)
+    held, x = weight(), torch.randn(4, 64)
+    assert_near(held.product(x, None, None), x @ held.weight.T)
+    [choice] = held.made()
+    assert choice.backend == "dense"
+    assert choice.reason == "the fastest; onednn failed with RuntimeError: no such instruction"
 
 
 def test_a_first_input_that_is_not_finite(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
