@@ -6,6 +6,7 @@ weights. Where NaN or infinity is met it is counted, and the mask of its group m
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from types import ModuleType
 
@@ -55,6 +56,19 @@ def compiled_cpu() -> ModuleType | None:
     return cpu
 
 
+@cache
+def compiled_cuda(device: torch.device) -> ModuleType | None:
+    """The mask kernels for a CUDA card; None where triton is missing, or they do not equal the reference there."""
+    try:
+        from lightning_nm.kernels.triton import split
+    except ImportError:
+        return None
+    if reason := split.self_test(device):
+        warnings.warn(f"{device}: {reason}; masks are made by plain torch, more slowly", stacklevel=2)
+        return None
+    return split
+
+
 def popcount(bits: Tensor) -> Tensor:
     """Number of set bits of a uint8 tensor, an int64 scalar on its device (no synchronisation)."""
     cpu = compiled_cpu() if bits.device.type == "cpu" and bits.is_contiguous() else None
@@ -66,6 +80,15 @@ def _compiled_for(weight: Tensor, hidden: Tensor | None) -> ModuleType | None:
         return None
     cpu = compiled_cpu()
     return cpu if cpu is not None and cpu.supports(weight) else None
+
+
+def _mask_kernels(weight: Tensor, hidden: Tensor | None) -> ModuleType:
+    """Whose `nm_split_` and `resplit_` do this weight."""
+    compiled: ModuleType | None = _compiled_for(weight, hidden)
+    alike = hidden is None or hidden.dtype == weight.dtype
+    if weight.device.type == "cuda" and alike and (cuda := compiled_cuda(weight.device)) is not None:
+        compiled = cuda if cuda.supports(weight) else None
+    return reference if compiled is None else compiled
 
 
 def _check(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> None:
@@ -97,9 +120,7 @@ def nm_split_(
         ValueError: ``bits`` or ``hidden`` are not made for this weight.
     """
     _check(weight, hidden, bits)
-    cpu = _compiled_for(weight, hidden)
-    kernel = reference.nm_split_ if cpu is None else cpu.nm_split_
-    flips, nonfinite = kernel(weight.detach(), hidden, bits, n, m, dim)
+    flips, nonfinite = _mask_kernels(weight, hidden).nm_split_(weight.detach(), hidden, bits, n, m, dim)
     return _number(flips), _number(nonfinite)
 
 
@@ -116,9 +137,7 @@ def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tenso
     With ``hidden=None`` it zeroes what the mask removes: frozen weights, masked gradients.
     """
     _check(weight, hidden, bits)
-    cpu = _compiled_for(weight, hidden)
-    kernel = reference.resplit_ if cpu is None else cpu.resplit_
-    return _number(kernel(weight.detach(), hidden, bits))
+    return _number(_mask_kernels(weight, hidden).resplit_(weight.detach(), hidden, bits))
 
 
 def _number(count: int | Tensor) -> int | Tensor:

@@ -89,6 +89,23 @@ def test_channels_last() -> None:
     assert torch.equal(bits, expected)
 
 
+def test_nothing_to_split() -> None:
+    """An empty weight launches nothing."""
+    weight, bits = torch.empty(0, 8, device=DEVICE), torch.empty(0, dtype=torch.uint8, device=DEVICE)
+    assert [int(count) for count in split.nm_split_(weight, weight.clone(), bits, 2, 4, 1)] == [0, 0]
+    assert int(split.resplit_(weight, None, bits)) == 0
+
+
+def test_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that equal the reference pass; others, and such as do not run, are named."""
+    assert split.self_test(DEVICE) is None
+    original = split.nm_split_
+    monkeypatch.setattr(split, "nm_split_", lambda *given: original(*given[:3], 1, *given[4:]))
+    assert "give other masks than plain torch" in str(split.self_test(DEVICE))
+    monkeypatch.setattr(split, "nm_split_", lambda *given: 1 / 0)
+    assert "do not run (ZeroDivisionError" in str(split.self_test(DEVICE))
+
+
 @pytest.fixture(scope="module")
 def binaries() -> dict[tuple[int, str], Binary]:
     """By M and type: the machine code."""
