@@ -57,9 +57,9 @@ def accelerate(model: nn.Module, *, backend: str = AUTO) -> Acceleration:
     Patterns are told from the weights' zeros. The model keeps its parameters' names and its ``state_dict``; it is used
     as before, under ``torch.no_grad()`` or ``torch.inference_mode()``: with gradients its dense weights run. Weights
     that are loaded, trained or cast are packed anew at their next use; what is written through ``weight.data`` nobody
-    can see (`Acceleration.pack` looks again). Zeros that are not stored do not spread NaN or infinity, and layers of
-    `torch.nn.TransformerEncoder` compute as in training: torch's fused path would give zeros for padding. Export and
-    trace the model after ``restore()``.
+    can see (`Acceleration.pack` and `swap_in` look again). Zeros that are not stored do not spread NaN or infinity,
+    and layers of `torch.nn.TransformerEncoder` compute as in training: torch's fused path would give zeros for padding.
+    Export and trace the model after ``restore()``.
 
     Args:
         model: in place.

@@ -52,7 +52,7 @@ def test_two_processes(runs, rank) -> None:
     assert mine["plain"]
 
 
-@supported("Sparse evaluation", "`nm_sparse_ddp_spawn`, `nm_sparse_ddp_fork`, `nm_sparse_ddp_notebook`")
+@supported("Sparse evaluation", "`nm_sparse_ddp_spawn`, `nm_sparse_ddp_fork`")
 def test_started_by_lightning(runs, tmp_path) -> None:
     """Forked or spawned, the network and its metrics are those of dense DDP."""
     script = [sys.executable, "-W", "ignore", str(REPOSITORY / "tests/strategies/parallel_run.py"), str(tmp_path)]
