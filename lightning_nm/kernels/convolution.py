@@ -30,6 +30,15 @@ class Convolution(NamedTuple):
             )
         )
 
+    def fits(self, shape: Sequence[int], outputs: int) -> bool:
+        """Whether it is a convolution, and of inputs ``[B, C, *sizes]`` of this shape."""
+        dims, (*each, groups) = len(self.kernel), self
+        if not 1 <= dims <= 3 or any(len(sizes) != dims for sizes in each) or len(shape) != dims + 2:
+            return False
+        if min(*self.kernel, *self.stride, *self.dilation, groups) < 1 or min(self.padding) < 0:
+            return False
+        return shape[1] % groups == 0 and outputs % groups == 0 and min(self.spatial(shape[2:])) > 0
+
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """By torch, of a dense weight ``[O, I / groups, *kernel]``."""
         convolve = _BY_DIMENSIONS[len(self.kernel)]

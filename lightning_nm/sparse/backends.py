@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -117,6 +118,34 @@ class Prepacked(Backend):
         return PrepackedOperand(weight, dim)
 
 
+class PackedOperand:
+    """A packed weight whose products go straight to the kernels: torch's dispatcher costs as much as a small layer.
+
+    Nobody asks for gradients here, and sizes, dtypes and devices have been looked at.
+    """
+
+    def __init__(self, packed: PackedNM | PackedBlocks) -> None:
+        self._multiply: Callable[[Tensor, Tensor | None], Tensor]
+        self._convolve: Callable[[Tensor, Tensor | None, Convolution], Tensor]
+        if isinstance(packed, PackedNM):
+            weight, layout, outputs = (packed.values, packed.positions), packed.layout, packed.outputs
+            self._multiply = lambda x, bias: kernels.nm_matmul(x, *weight, bias, layout, outputs)
+            self._convolve = lambda x, bias, c: kernels.nm_convolution(x, *weight, bias, layout, outputs, c)
+            self._outputs = outputs
+        else:
+            values, where = packed.values, (packed.inputs, packed.starts)
+            self._multiply = lambda x, bias: kernels.block_matmul(x, values[:, 0], *where, bias)
+            self._convolve = lambda x, bias, c: kernels.block_convolution(x, values, *where, bias, c)
+            self._outputs = (len(packed.starts) - 1) * values.shape[2]
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
+        return self._multiply(rows, bias).view(*x.shape[:-1], self._outputs)
+
+    def convolution(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+        return self._convolve(x, bias, convolution)
+
+
 class Cpu(Backend):
     """Packed weights and compiled kernels."""
 
@@ -133,7 +162,7 @@ class Cpu(Backend):
         return None
 
     def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
-        return pack(weight, pattern, dim=dim)
+        return PackedOperand(pack(weight, pattern, dim=dim))
 
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Dense(), Prepacked(), Cpu())}

@@ -120,7 +120,7 @@ def _product(x: Tensor, held: Any, bias: Tensor | None, convolution: Convolution
     weight, dispatched, dtype, device = held.weight, held.dispatched, held.weight.dtype, x.device.type
     if dispatched is not None and type(x) not in (Tensor, nn.Parameter):
         return NotImplemented
-    if x.layout != torch.strided or x.is_nested or x.dim() == 0 or x.device != weight.device:
+    if x.layout != torch.strided or x.is_nested or x.is_neg() or x.dim() == 0 or x.device != weight.device:
         return NotImplemented
     if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, dtype) and x.is_floating_point():
         dtype = torch.get_autocast_dtype(device)
@@ -128,6 +128,8 @@ def _product(x: Tensor, held: Any, bias: Tensor | None, convolution: Convolution
     fits = bias is None or (bias.dtype == dtype and bias.shape == weight.shape[1 - dim : 2 - dim])
     inputs = weight.shape[dim] if convolution is None else weight.shape[1] * convolution.groups
     if not fits or x.dtype != dtype or x.shape[-1 if convolution is None else 1] != inputs:
+        return NotImplemented
+    if convolution is not None and not convolution.fits(x.shape, weight.shape[0]):
         return NotImplemented
     if dispatched is None:
         return traced.product(x, weight, bias, dim, convolution)
@@ -173,6 +175,8 @@ def _convolution(dims: int) -> Callable[..., Any]:
                 return NotImplemented
             padding = 0
         convolution = Convolution(kernel, each(stride), each(padding), each(dilation), groups)
+        if not _possible(convolution, input.shape[-dims:], weight.shape[0]):
+            return NotImplemented
         if input.dim() == dims + 1:
             result = _product(input[None], weight, bias, convolution)
             return result if result is NotImplemented else result[0]
@@ -182,6 +186,18 @@ def _convolution(dims: int) -> Callable[..., Any]:
         return _product(input, weight, bias, convolution)
 
     return convolve
+
+
+def _possible(convolution: Convolution, sizes: Sequence[int], outputs: int) -> bool:
+    """Whether there is a result: kernels do not ask."""
+    kernel, stride, padding, dilation, groups = convolution
+    return (
+        len(kernel) == len(stride) == len(padding) == len(dilation)
+        and min(*stride, *dilation, groups) > 0
+        and min(padding) >= 0
+        and outputs % groups == 0
+        and min(convolution.spatial(sizes)) > 0
+    )
 
 
 def _attention(*args: Any, **kwargs: Any) -> Any:
