@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LARGEST_BATCH = 8
+"""Rows of x that kernels are made for."""
+
 
 class Layout(NamedTuple):
     """How the inputs of an N:M weight are cut."""

@@ -38,9 +38,11 @@ class Backend(ABC):
     """One way to multiply."""
 
     name: str
+    device: str | None = None
+    """The type of devices that it is for; None: any."""
 
     @abstractmethod
-    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor, dim: int = 1) -> str | None:
         """Why it cannot multiply x with this weight, or None if it can."""
 
     @abstractmethod
@@ -66,7 +68,7 @@ class Dense(Backend):
 
     name = "dense"
 
-    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor, dim: int = 1) -> str | None:
         return None
 
     def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
@@ -104,8 +106,9 @@ class Prepacked(Backend):
     """A dense weight, prepacked: the best dense path that torch has on a CPU, which eager models do not use."""
 
     name = "onednn"
+    device = "cpu"
 
-    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor, dim: int = 1) -> str | None:
         if weight.device.type != "cpu":
             return "oneDNN is for CPUs"
         if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -150,8 +153,9 @@ class Cpu(Backend):
     """Packed weights and compiled kernels."""
 
     name = "cpu"
+    device = "cpu"
 
-    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor) -> str | None:
+    def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor, dim: int = 1) -> str | None:
         if weight.device.type != "cpu":
             return "its kernels are for CPUs"
         if kernels.compiled_cpu() is None:
@@ -166,4 +170,9 @@ class Cpu(Backend):
 
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Dense(), Prepacked(), Cpu())}
-"""By name, the dense one first."""
+"""By name, the dense one first; `lightning_nm.sparse.gpu_backends` adds its own."""
+
+
+def backends_for(device: torch.device) -> dict[str, Backend]:
+    """Those made for such a device, the dense one first."""
+    return {name: each for name, each in BACKENDS.items() if each.device in (None, device.type)}

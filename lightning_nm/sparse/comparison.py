@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.patterns import NM, Block1xN
-from lightning_nm.sparse.backends import BACKENDS, DenseOperand
+from lightning_nm.sparse.backends import DenseOperand, backends_for
 from lightning_nm.sparse.dispatch import DENSE, Choice, Dispatched, apply, forget
 from lightning_nm.sparse.timing import Timing, stopwatch, take_turns
 
@@ -68,8 +68,8 @@ def compare(
     expected, allowed = _exact(weight, dim, x, bias, convolution)
     calls: dict[str, Callable[[], Tensor]] = {}
     refusals, wrong, broken = {}, {}, False
-    for name, backend in BACKENDS.items():
-        if (refusal := backend.why_not(weight, pattern, x)) is not None:
+    for name, backend in backends_for(weight.device).items():
+        if (refusal := backend.why_not(weight, pattern, x, dim)) is not None:
             refusals[name] = refusal
             continue
         try:

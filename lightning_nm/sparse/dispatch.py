@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.patterns import NM, Block1xN
-from lightning_nm.sparse.backends import BACKENDS, DenseOperand, Operand
+from lightning_nm.sparse.backends import BACKENDS, DenseOperand, Operand, backends_for
 from lightning_nm.sparse.recognise import recognise
+from lightning_nm.sparse.timing import Stopwatch, stopwatch, wall_clock
 
 AUTO = "auto"
 TIE = 0.95
@@ -112,7 +113,10 @@ class Dispatched:
         if choice is None:
             size = f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
             choice = self.choices[key] = replace(self._choose(x, bias, convolution, key), size=size)
-        return apply(self.operand(choice.backend), x, bias, convolution)
+        operand = self.operand(choice.backend)
+        if convolution is None:
+            return operand.linear
+        return lambda x, bias: operand.convolution(x, bias, convolution)
 
     def operand(self, backend: str) -> Operand:
         """The weight in a backend's form."""
@@ -151,21 +155,26 @@ class Dispatched:
         rows = x.numel() // max(1, self.weight.shape[self.dim])
         layout = None if convolution is None else memory_format(x)
         # sizes up to the next power of two share a choice
-        return (convolution, rows.bit_length(), x.dtype, layout, bias is None, torch.get_num_threads())
+        bucket = (rows - 1).bit_length() if rows else None
+        return (convolution, bucket, x.dtype, layout, bias is None, torch.get_num_threads())
 
     def _choose(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, key: Key) -> Choice:
         if isinstance(self.pattern, str):
             return Choice("dense", {}, self.pattern)
         if not x.numel():
             return Choice("dense", {}, "there is nothing to multiply")
-        refusals = {name: b.why_not(self.weight, self.pattern, x) for name, b in BACKENDS.items()}
+        there = backends_for(self.weight.device)
+        refusals = {name: b.why_not(self.weight, self.pattern, x, self.dim) for name, b in there.items()}
         able = [name for name, refusal in refusals.items() if refusal is None]
         if self.backend != AUTO:
-            refusal = refusals[self.backend]
+            refusal = refusals.get(self.backend, f"{self.backend} is not for {self.weight.device.type} tensors")
             return Choice("dense", {}, refusal) if refusal else Choice(self.backend, {}, "asked for")
         if able == ["dense"]:
-            sparse = next(refusal for name, refusal in refusals.items() if name not in DENSE)
-            return Choice("dense", {}, sparse or "")
+            sparse = {name: refusal for name, refusal in refusals.items() if name not in DENSE and refusal}
+            if len(set(sparse.values())) == 1:
+                return Choice("dense", {}, next(iter(sparse.values())))
+            told = "; ".join(f"{name}: {refusal}" for name, refusal in sparse.items())
+            return Choice("dense", {}, told or f"no kernels for {self.weight.device.type} tensors")
         # layers alike share a measurement
         alike = (self.weight.shape, self.weight.dtype, self.weight.device, str(self.pattern), self.dim, key)
         if alike not in _measured:
@@ -190,7 +199,7 @@ class Dispatched:
                     wrong.append(f"{name} disagrees with dense")
             except Exception as error:  # whatever is wrong with it, there is dense
                 wrong.append(f"{name} failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        times = _fastest(runs)
+        times = _fastest(runs, _clock(self.weight.device))
         best, fastest = "dense", min(times, key=lambda name: times[name])
         for name in sorted(times, key=lambda name: (name not in DENSE, times[name])):
             if times[name] < TIE * times[best]:
@@ -217,15 +226,27 @@ def _agree(a: Tensor, b: Tensor) -> bool:
     return bool(difference <= tolerance * scale + 1e-30)
 
 
-def _fastest(runs: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
+def _clock(device: torch.device) -> Stopwatch:
+    """Seconds that a call holds anybody up: on a GPU its own time, or the time to issue it where that is longer."""
+    clock = stopwatch(device)
+    if device.type != "cuda":
+        return clock
+
+    def longer(call: Callable[[], object]) -> float:
+        issued: list[float] = []
+        seconds = clock(lambda: issued.append(wall_clock(call)))
+        return max(seconds, *issued)
+
+    return longer
+
+
+def _fastest(runs: dict[str, Callable[[], Tensor]], clock: Stopwatch) -> dict[str, float]:
     """Seconds of each, the least of several rounds in which they take turns."""
     times = {name: float("inf") for name in runs}
     begin = time.perf_counter()
     for round_ in range(_MOST):
         for name, call in runs.items():
-            start = time.perf_counter()
-            call()
-            times[name] = min(times[name], time.perf_counter() - start)
+            times[name] = min(times[name], clock(call))
         if round_ + 1 >= _FEWEST and time.perf_counter() - begin > _SECONDS * len(runs):
             break
     return times

@@ -20,7 +20,7 @@ from lightning_nm.kernels.packed_nm import LANES, LARGEST_M, Layout
 Shape = tuple[int, ...]
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """What a check sees of a tensor."""
 
     shape: torch.Size
@@ -28,12 +28,12 @@ class _Seen(NamedTuple):
     device: torch.device
 
 
-def _remembered(check: Callable[..., Shape]) -> Callable[..., Shape]:
+def remembered(check: Callable[..., Shape]) -> Callable[..., Shape]:
     """``check``, called with tensors."""
     known = lru_cache(4096)(check)
 
     def call(*arguments: Any) -> Shape:
-        seen = [_Seen(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in arguments]
+        seen = [Seen(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in arguments]
         try:
             return known(*seen)
         except TypeError:  # sizes that are symbols, while torch traces, cannot be remembered
@@ -42,17 +42,17 @@ def _remembered(check: Callable[..., Shape]) -> Callable[..., Shape]:
     return call
 
 
-@_remembered
+@remembered
 def check_nm_linear(
-    x: _Seen, values: _Seen, positions: _Seen, bias: _Seen | None, n: int, m: int, outputs: int
+    x: Seen, values: Seen, positions: Seen, bias: Seen | None, n: int, m: int, outputs: int
 ) -> Shape:
     """Shape of the result of a linear layer."""
-    _check_x(x, bias, outputs, values, positions)
+    check_x(x, bias, outputs, values, positions)
     _check_nm(x, int(x.shape[-1]), 1, values, positions, n, m, outputs)
     return (*x.shape[:-1], outputs)
 
 
-def _check_nm(x: _Seen, inputs: int, taps: int, values: _Seen, positions: _Seen, n: int, m: int, outputs: int) -> None:
+def _check_nm(x: Seen, inputs: int, taps: int, values: Seen, positions: Seen, n: int, m: int, outputs: int) -> None:
     if not 0 < n <= m <= LARGEST_M or inputs % m:
         raise ValueError(f"x of shape {tuple(x.shape)} does not fit {n}:{m} weights of M up to {LARGEST_M}")
     layout = Layout.of(n, m, taps * inputs, taps)
@@ -67,24 +67,24 @@ def _check_nm(x: _Seen, inputs: int, taps: int, values: _Seen, positions: _Seen,
         raise ValueError(f"positions are int32, not {positions.dtype}")
 
 
-@_remembered
+@remembered
 def check_nm_conv(
-    x: _Seen,
-    values: _Seen,
-    positions: _Seen,
-    bias: _Seen | None,
+    x: Seen,
+    values: Seen,
+    positions: Seen,
+    bias: Seen | None,
     n: int,
     m: int,
     outputs: int,
     convolution: Convolution,
 ) -> Shape:
-    _check_x(x, bias, outputs, values, positions)
+    check_x(x, bias, outputs, values, positions)
     inputs = _check_convolution(x, outputs, convolution)
     _check_nm(x, inputs, prod(convolution.kernel), values, positions, n, m, outputs)
     return (x.shape[0], outputs, *convolution.spatial(x.shape[2:]))
 
 
-def _check_convolution(x: _Seen, outputs: int, convolution: Convolution) -> int:
+def _check_convolution(x: Seen, outputs: int, convolution: Convolution) -> int:
     """Inputs of one filter."""
     dims = len(convolution.kernel)
     sizes = convolution[:-1]
@@ -100,15 +100,15 @@ def _check_convolution(x: _Seen, outputs: int, convolution: Convolution) -> int:
     return int(x.shape[1]) // convolution.groups
 
 
-@_remembered
-def check_block_linear(x: _Seen, values: _Seen, inputs: _Seen, starts: _Seen, bias: _Seen | None) -> Shape:
+@remembered
+def check_block_linear(x: Seen, values: Seen, inputs: Seen, starts: Seen, bias: Seen | None) -> Shape:
     """Shape of the result of a linear layer."""
     outputs = _check_blocks(x, values, inputs, starts, bias, ("N",))
     return (*x.shape[:-1], outputs)
 
 
 def _check_blocks(
-    x: _Seen, values: _Seen, inputs: _Seen, starts: _Seen, bias: _Seen | None, sizes: tuple[str, ...]
+    x: Seen, values: Seen, inputs: Seen, starts: Seen, bias: Seen | None, sizes: tuple[str, ...]
 ) -> int:
     """Outputs, of values ``[blocks, *sizes]``."""
     wrong = len(values.shape) != 1 + len(sizes) or inputs.shape != values.shape[:1] or len(starts.shape) != 1
@@ -119,13 +119,13 @@ def _check_blocks(
     if inputs.dtype not in (torch.int16, torch.int32) or starts.dtype != torch.int32:
         raise ValueError(f"inputs are int16 or int32 and starts int32, not {inputs.dtype} and {starts.dtype}")
     outputs = (starts.shape[0] - 1) * values.shape[-1]
-    _check_x(x, bias, outputs, values, inputs, starts)
+    check_x(x, bias, outputs, values, inputs, starts)
     return outputs
 
 
-@_remembered
+@remembered
 def check_block_conv(
-    x: _Seen, values: _Seen, inputs: _Seen, starts: _Seen, bias: _Seen | None, convolution: Convolution
+    x: Seen, values: Seen, inputs: Seen, starts: Seen, bias: Seen | None, convolution: Convolution
 ) -> Shape:
     outputs = _check_blocks(x, values, inputs, starts, bias, ("T", "N"))
     _check_convolution(x, outputs, convolution)
@@ -134,7 +134,7 @@ def check_block_conv(
     return (x.shape[0], outputs, *convolution.spatial(x.shape[2:]))
 
 
-def _check_x(x: _Seen, bias: _Seen | None, outputs: int, *packed: _Seen) -> None:
+def check_x(x: Seen, bias: Seen | None, outputs: int, *packed: Seen) -> None:
     if not x.shape or not x.dtype.is_floating_point:
         raise ValueError(f"x is [..., inputs] of floating-point numbers, not {x.dtype} of shape {tuple(x.shape)}")
     if bias is not None and bias.shape != (outputs,):

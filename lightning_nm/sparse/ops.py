@@ -117,19 +117,28 @@ def _without_gradient(operator: Any) -> Callable[..., Tensor]:
     return call
 
 
+def register(name: str, arguments: str, call: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """An operator of x first, then of what is packed.
+
+    Args:
+        arguments: its schema; ``Tensor x`` first.
+        call: multiplies.
+        fake: the result of other tensors than real ones, without its numbers.
+    """
+    LIBRARY.define(f"{name}({arguments}) -> Tensor")
+    LIBRARY.impl(name, call, "CompositeExplicitAutograd")
+    operator = getattr(ops, name)
+    LIBRARY.impl(name, _without_gradient(operator), "Autograd")
+    torch.library.register_fake(f"lightning_nm::{name}", fake, lib=LIBRARY)
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        LIBRARY.impl(name, _under_autocast(operator, device, key), key)
+
+
 _NM = "Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m, int outputs"
 _BLOCKS = "Tensor x, Tensor values, Tensor inputs, Tensor starts, Tensor? bias"
 _SIZES = "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups"
 
-for _name, _arguments, _call, _fake in (
-    ("nm_linear", _NM, _nm_linear, _nm_linear_fake),
-    ("nm_conv", f"{_NM}, {_SIZES}", _nm_conv, _nm_conv_fake),
-    ("block_linear", _BLOCKS, _block_linear, _block_linear_fake),
-    ("block_conv", f"{_BLOCKS}, {_SIZES}", _block_conv, _block_conv_fake),
-):
-    LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
-    LIBRARY.impl(_name, _call, "CompositeExplicitAutograd")
-    LIBRARY.impl(_name, _without_gradient(getattr(ops, _name)), "Autograd")
-    torch.library.register_fake(f"lightning_nm::{_name}", _fake, lib=LIBRARY)
-    for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        LIBRARY.impl(_name, _under_autocast(getattr(ops, _name), _device, _key), _key)
+register("nm_linear", _NM, _nm_linear, _nm_linear_fake)
+register("nm_conv", f"{_NM}, {_SIZES}", _nm_conv, _nm_conv_fake)
+register("block_linear", _BLOCKS, _block_linear, _block_linear_fake)
+register("block_conv", f"{_BLOCKS}, {_SIZES}", _block_conv, _block_conv_fake)

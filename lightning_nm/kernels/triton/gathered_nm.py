@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from lightning_nm.kernels.gathered_nm import Layout
 
-LARGEST_BATCH = 8
 ROWS = 4
 WARPS = 4
 _PROGRAMS = 512
@@ -23,7 +22,7 @@ _PROGRAMS = 512
 
 @triton.jit
 def kernel(
-    x_ptr,  # [filled, BATCH], float32
+    x_ptr,  # [filled and more, BATCH], float32
     positions_ptr,  # [outputs, chunks, WORDS], int32
     values_ptr,  # [outputs, chunks, PAIRS, WORDS], int32
     out_ptr,  # [SPLITS, BATCH, outputs], float32
@@ -86,7 +85,9 @@ def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, la
     """`lightning_nm.kernels.gathered_nm.matmul` of up to 8 rows of x, summed in float32."""
     (batch, inputs), outputs = x.shape, len(values)
     rows = 1 << (batch - 1).bit_length()  # tensors of Triton have sizes that are powers of two
-    columns = F.pad(x.T.float(), (0, rows - batch, 0, layout.filled - inputs)).contiguous()
+    # positions that no weight can have, in a corrupt layout, read zeros
+    beyond = layout.filled - inputs + (1 << layout.bits) - layout.m
+    columns = F.pad(x.T.float(), (0, rows - batch, 0, beyond)).contiguous()
     parts = splits(outputs, layout.chunks)
     out = torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
     kernel[(triton.cdiv(outputs, ROWS), parts)](

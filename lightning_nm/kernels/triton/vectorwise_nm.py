@@ -86,15 +86,13 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outpu
     turned = F.pad(x.T, (0, columns_of_x - batch)).contiguous()
     programs = len(inputs) * columns_of_x // wide
     parts = max(1, min(length // STEP, _PROGRAMS // programs))
-    fused = parts == 1 and bias is not None
-    if fused and filled > outputs:
-        bias = F.pad(bias, (0, filled - outputs))
+    fused = F.pad(bias, (0, filled - outputs)) if bias is not None and parts == 1 else None
     out = torch.empty(parts, columns_of_x, filled, dtype=x.dtype if parts == 1 else torch.float32, device=x.device)
     kernel[(len(inputs), columns_of_x // wide, parts)](
         turned,
         values,
         inputs,
-        bias if fused else values,
+        values if fused is None else fused,
         out,
         filled,
         columns_of_x,
@@ -103,11 +101,11 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outpu
         COLUMNS=wide,
         STEP=STEP,
         SPLITS=parts,
-        HAS_BIAS=fused,
+        HAS_BIAS=fused is not None,
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=warps,
         num_stages=stages,
     )
     total = out[0] if parts == 1 else out.sum(0)
     total = total[:batch, :outputs]
-    return (total if fused or bias is None else total + bias).to(x.dtype)
+    return (total if bias is None or fused is not None else total + bias).to(x.dtype)

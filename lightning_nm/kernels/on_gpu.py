@@ -1,0 +1,81 @@
+"""Products on a GPU: Triton's kernels where Triton runs, the plain products of the same layouts elsewhere.
+
+Triton runs on CUDA tensors where it is installed, and interpreted on others where ``TRITON_INTERPRET=1`` asks for that;
+it is not imported before. x is ``[B, I]``, B at least 1, of the dtype of the weight: bfloat16 or float16. Packed 16-bit
+weights have that dtype here, so that a tensor says what its bits mean.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from lightning_nm.kernels import bitplane_nm, gathered_nm
+
+OLDEST = (3, 5)
+"""Version of triton for which the kernels were compiled."""
+
+
+@cache
+def no_triton() -> str | None:
+    """Why Triton's kernels do not run here, or None. To ask imports triton."""
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return None if version >= OLDEST else f"triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}"
+
+
+@cache
+def _products(layout: str, on_card: bool) -> ModuleType:
+    asked = on_card or os.environ.get("TRITON_INTERPRET") == "1"
+    room = "triton." if asked and no_triton() is None else ""
+    return import_module(f"lightning_nm.kernels.{room}{layout}")
+
+
+def _on(x: Tensor) -> AbstractContextManager[None]:
+    """Triton launches on the current device."""
+    on: AbstractContextManager[None] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+    return on
+
+
+def gathered(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: gathered_nm.Layout) -> Tensor:
+    """`gathered_nm.matmul`, of values ``[O, chunks, pairs, 2 words]``."""
+    with _on(x):
+        products = _products("gathered_nm", x.is_cuda)
+        out: Tensor = products.matmul(x, positions, values.view(torch.int32), bias, layout)
+        return out
+
+
+def pack_gathered(rows: Tensor, mask: Tensor, layout: gathered_nm.Layout) -> tuple[Tensor, Tensor]:
+    """`gathered_nm.pack`: (positions, values)."""
+    positions, values = gathered_nm.pack(rows, mask, layout)
+    return positions, values.view(rows.dtype)
+
+
+def bitplane(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
+    """`bitplane_nm.matmul`, of values ``[O, spans, N, 32]``."""
+    with _on(x):
+        products = _products("bitplane_nm", x.is_cuda)
+        out: Tensor = products.matmul(x, values.view(torch.int32), planes, bias, m, outputs)
+        return out
+
+
+def pack_bitplane(rows: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    """`bitplane_nm.pack`: (values, planes)."""
+    values, planes = bitplane_nm.pack(rows, mask, n, m)
+    return values.view(rows.dtype), planes
+
+
+def vectorwise(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """`vectorwise_nm.matmul`."""
+    with _on(x):
+        out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs)
+        return out

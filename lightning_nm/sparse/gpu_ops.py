@@ -1,0 +1,94 @@
+"""Products of packed weights on a GPU as operators of torch: see `lightning_nm.sparse.ops`, whose rules they keep.
+
+    torch.ops.lightning_nm.gathered_linear(x, positions, values, bias, n, m, in_features)
+    torch.ops.lightning_nm.bitplane_linear(x, values, planes, bias, m, outputs, in_features)
+    torch.ops.lightning_nm.vectorwise_linear(x, values, inputs, bias, outputs, in_features)
+
+x is ``[..., I]``, of the packed values' dtype, bfloat16 or float16; under autocast that is the dtype it is cast to.
+`lightning_nm.kernels.on_gpu` packs and describes the tensors. On other devices than CUDA's plain torch multiplies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_nm.kernels import on_gpu
+from lightning_nm.kernels.gathered_nm import Layout
+from lightning_nm.sparse.gpu_operands import check_bitplane, check_gathered, check_vectorwise
+from lightning_nm.sparse.ops import register
+
+
+def _gathered(
+    x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, n: int, m: int, in_features: int
+) -> Tensor:
+    shape = check_gathered(x, positions, values, bias, n, m, in_features)
+    if not x.numel():
+        return _of_nothing(x, bias, shape)
+    layout = Layout.of(n, m, in_features)
+    assert layout is not None
+    packed = positions.contiguous(), values.contiguous()
+    return on_gpu.gathered(_rows(x), *packed, bias, layout).view(shape)
+
+
+def _bitplane(
+    x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int, in_features: int
+) -> Tensor:
+    shape = check_bitplane(x, values, planes, bias, m, outputs, in_features)
+    if not x.numel():
+        return _of_nothing(x, bias, shape)
+    return on_gpu.bitplane(_rows(x), values.contiguous(), planes.contiguous(), bias, m, outputs).view(shape)
+
+
+def _vectorwise(
+    x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int, in_features: int
+) -> Tensor:
+    shape = check_vectorwise(x, values, inputs, bias, outputs, in_features)
+    if not x.numel():
+        return _of_nothing(x, bias, shape)
+    within = inputs.clamp(0, in_features - 1)  # whoever made them: nothing is read beyond x
+    return on_gpu.vectorwise(_rows(x), values.contiguous(), within, bias, outputs).view(shape)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[B, I]"""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _of_nothing(x: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """The product of no rows, or of no inputs."""
+    out = x.new_zeros(shape)
+    return out if bias is None else out + bias.to(x.dtype)
+
+
+def _fake_gathered(x: Tensor, *packed: Any) -> Tensor:
+    return x.new_empty(check_gathered(x, *packed))
+
+
+def _fake_bitplane(x: Tensor, *packed: Any) -> Tensor:
+    return x.new_empty(check_bitplane(x, *packed))
+
+
+def _fake_vectorwise(x: Tensor, *packed: Any) -> Tensor:
+    return x.new_empty(check_vectorwise(x, *packed))
+
+
+register(
+    "gathered_linear",
+    "Tensor x, Tensor positions, Tensor values, Tensor? bias, int n, int m, int in_features",
+    _gathered,
+    _fake_gathered,
+)
+register(
+    "bitplane_linear",
+    "Tensor x, Tensor values, Tensor planes, Tensor? bias, int m, int outputs, int in_features",
+    _bitplane,
+    _fake_bitplane,
+)
+register(
+    "vectorwise_linear",
+    "Tensor x, Tensor values, Tensor inputs, Tensor? bias, int outputs, int in_features",
+    _vectorwise,
+    _fake_vectorwise,
+)
