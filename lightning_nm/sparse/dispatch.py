@@ -113,10 +113,7 @@ class Dispatched:
         if choice is None:
             size = f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
             choice = self.choices[key] = replace(self._choose(x, bias, convolution, key), size=size)
-        operand = self.operand(choice.backend)
-        if convolution is None:
-            return operand.linear
-        return lambda x, bias: operand.convolution(x, bias, convolution)
+        return apply(self.operand(choice.backend), x, bias, convolution)
 
     def operand(self, backend: str) -> Operand:
         """The weight in a backend's form."""
