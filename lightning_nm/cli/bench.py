@@ -40,7 +40,7 @@ def main(args: Sequence[str]) -> int:
             print_table(
                 "not timed", ("weight", "shape", "why"), [(name, list(shape), why) for name, shape, why in left]
             )
-        print_table(title, bench_report.COLUMNS, [row.cells() for row in rows])
+        print_table(title, *bench_report.table(rows))
         print(bench_report.READING)
         if given.output is not None:
             asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}

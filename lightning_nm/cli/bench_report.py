@@ -16,23 +16,12 @@ import torch
 
 from lightning_nm.callbacks.table import markdown_table
 from lightning_nm.sparse import BACKENDS
+from lightning_nm.sparse.choice import DENSE
 from lightning_nm.sparse.comparison import Comparison
-from lightning_nm.sparse.dispatch import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = (
-    "layers",
-    "shape",
-    "pattern",
-    "x",
-    *[f"{name}, us" for name in BACKENDS],
-    "over dense",
-    "over best dense",
-    "auto",
-    "remarks",
-)
 READING = (
     "Medians (first and third quartile in brackets) of rounds in which all take turns. dense: what torch does with the "
     "weight as it is; onednn: its best dense path. 'over': how many times as fast the fastest sparse backend is."
@@ -51,12 +40,12 @@ class Measured:
     dtype: str
     compared: Comparison
 
-    def cells(self) -> tuple[object, ...]:
-        """A row of `COLUMNS`."""
+    def cells(self, backends: Sequence[str]) -> tuple[object, ...]:
+        """A row of `table`."""
         times, auto = self.compared.times, self.compared.auto
         shown = [
             f"{t.median * 1e6:.0f} ({t.low * 1e6:.0f}-{t.high * 1e6:.0f})" if (t := times.get(name)) else "-"
-            for name in BACKENDS
+            for name in backends
         ]
         ratios = [self.compared.over("dense"), self.compared.over(*DENSE)]
         return (
@@ -102,6 +91,15 @@ class Measured:
         }
 
 
+def table(rows: Sequence[Measured]) -> tuple[list[str], list[tuple[object, ...]]]:
+    """(columns, cells): of the backends that had something to say of any row."""
+    told = {name for row in rows for name in (*row.compared.times, *row.compared.refusals, *row.compared.wrong)}
+    backends = [name for name in BACKENDS if name in told]
+    times = [f"{name}, us" for name in backends]
+    columns = ["layers", "shape", "pattern", "x", *times, "over dense", "over best dense", "auto", "remarks"]
+    return columns, [row.cells(backends) for row in rows]
+
+
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """What runs here, and when."""
     said: dict[str, str | int] = {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
@@ -138,7 +136,7 @@ def write(
     files = [folder / "bench.json", folder / "bench.md"]
     files[0].write_text(json.dumps(held, indent=2) + "\n")
     words = ", ".join(f"{key} {value}" for key, value in about.items())
-    files[1].write_text(f"{words}\n\n{READING}\n\n{markdown_table(COLUMNS, [row.cells() for row in rows])}\n")
+    files[1].write_text(f"{words}\n\n{READING}\n\n{markdown_table(*table(rows))}\n")
     if find_spec("matplotlib") is not None:
         files.append(folder / "bench.png")
         figure(rows, f"{about.get('gpu', about['processor'])}, {about['threads']} threads").savefig(files[-1], dpi=120)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_nm.sparse.backends import BACKENDS
-from lightning_nm.sparse.dispatch import AUTO, Choice, Dispatched
+from lightning_nm.sparse.choice import Choice
+from lightning_nm.sparse.dispatch import AUTO, Dispatched
 from lightning_nm.sparse.held import HeldWeight
 from lightning_nm.sparse.recognise import recognise
 from lightning_nm.training.layers import LAZY

@@ -159,7 +159,7 @@ class Cpu(Backend):
         if weight.device.type != "cpu":
             return "its kernels are for CPUs"
         if kernels.compiled_cpu() is None:
-            return "numba is not installed, and so there are no compiled kernels"
+            return "numba is not there or does not import, and so there are no compiled kernels"
         for tensor in (weight, x):
             if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
                 return f"no kernel for {tensor.dtype}"

@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.patterns import NM, Block1xN
 from lightning_nm.sparse.backends import DenseOperand, backends_for
-from lightning_nm.sparse.dispatch import DENSE, Choice, Dispatched, apply, forget
+from lightning_nm.sparse.choice import DENSE, Choice
+from lightning_nm.sparse.dispatch import Dispatched, apply, forget
 from lightning_nm.sparse.timing import Timing, stopwatch, take_turns
 
 

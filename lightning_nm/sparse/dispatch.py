@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 import torch
@@ -13,36 +12,15 @@ from torch import Tensor
 from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.patterns import NM, Block1xN
 from lightning_nm.sparse.backends import BACKENDS, DenseOperand, Operand, backends_for
+from lightning_nm.sparse.choice import DENSE, Choice, choose
 from lightning_nm.sparse.recognise import recognise
-from lightning_nm.sparse.timing import Stopwatch, stopwatch, wall_clock
 
 AUTO = "auto"
-TIE = 0.95
-"""A backend must take less than this share of the time of what is simpler: dense, then prepacked, then sparse."""
 TRIFLE = 1e-4
 """Seconds: to ask takes some 5 us."""
-DENSE = ("dense", "onednn")
-"""Backends that multiply a dense weight."""
-_SECONDS, _FEWEST, _MOST = 0.01, 2, 20
-
 Key = tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The backend for products of one size, and why."""
-
-    backend: str
-    times: dict[str, float]
-    """Seconds of each backend that was measured."""
-    reason: str
-    size: str = ""
-    """Of what was multiplied."""
-
-    def why(self) -> str:
-        """Size, reason and times in words."""
-        times = ", ".join(f"{name} {seconds * 1e6:.0f}" for name, seconds in self.times.items())
-        return f"{self.size}: {self.reason}" + (f" (us: {times})" if times else "")
+Multiply = Callable[[Tensor, Tensor | None], Tensor]
+"""(x, bias) -> the product"""
 
 
 _measured: dict[Key, Choice] = {}
@@ -93,6 +71,9 @@ class Dispatched:
         """
         self.pattern = pattern
         self._state = _state(self.weight)
+        self._written = self.weight.data_ptr(), self._state[-1]
+        self.remembered: dict[object, Multiply] = {}
+        """What multiplies for calls that were met, by whatever tells them apart: `HeldWeight` keeps it."""
         _at[_place(self.weight)] = self
         self.choices: dict[Key, Choice] = {}
         self.met_gradients = False
@@ -106,14 +87,26 @@ class Dispatched:
             self.renew(recognise(self.weight, dim=self.dim))
         return self
 
+    def unchanged(self) -> bool:
+        """Whether nobody has written to the weight or moved it, as `current` asks more thoroughly."""
+        pointer, version = self._written
+        return version is not None and self.weight._version == version and self.weight.data_ptr() == pointer
+
     def product(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
         """Linear, or the convolution."""
+        return self.multiplier(x, bias, convolution)(x, bias)
+
+    def multiplier(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Multiply:
+        """What multiplies x's like, chosen now if none has been met."""
         key = self._key(x, bias, convolution)
         choice = self.choices.get(key)
         if choice is None:
             size = f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
             choice = self.choices[key] = replace(self._choose(x, bias, convolution, key), size=size)
-        return apply(self.operand(choice.backend), x, bias, convolution)
+        operand = self.operand(choice.backend)
+        if convolution is None:
+            return operand.linear
+        return lambda x, bias: operand.convolution(x, bias, convolution)
 
     def operand(self, backend: str) -> Operand:
         """The weight in a backend's form."""
@@ -182,68 +175,15 @@ class Dispatched:
         x = x.nan_to_num(0.0, 0.0, 0.0)  # zeros that are not stored would not spread what is not finite
 
         def run(name: str) -> Callable[[], Tensor]:
-            operand = self.operand(name)
-            return lambda: apply(operand, x, bias, convolution)
+            return lambda: apply(self.operand(name), x, bias, convolution)
 
-        runs = {"dense": run("dense")}
-        expected, wrong = runs["dense"](), []
-        for name in able[1:]:
-            try:
-                call = run(name)
-                if _agree(call(), expected):  # compiles, too
-                    runs[name] = call
-                else:
-                    wrong.append(f"{name} disagrees with dense")
-            except Exception as error:  # whatever is wrong with it, there is dense
-                wrong.append(f"{name} failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        times = _fastest(runs, _clock(self.weight.device))
-        best, fastest = "dense", min(times, key=lambda name: times[name])
-        for name in sorted(times, key=lambda name: (name not in DENSE, times[name])):
-            if times[name] < TIE * times[best]:
-                best = name
-        reason = "the fastest" if best == fastest else f"{fastest} gains less than {1 - TIE:.0%}"
-        if wrong:
-            reason = f"{reason}; {', '.join(wrong)}"
-        return Choice(best, times, reason)
+        choice = choose({name: run(name) for name in able}, self.weight.device)
+        # what lost takes as much memory as what won
+        kept = {choice.backend, *(made.backend for made in self.choices.values())}
+        self._operands = {name: operand for name, operand in self._operands.items() if name in kept}
+        return choice
 
 
 def apply(operand: Operand, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
     """Linear, or the convolution."""
     return operand.linear(x, bias) if convolution is None else operand.convolution(x, bias, convolution)
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    """As far as the order of summation allows."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    finite = b.isfinite()  # in half precision sums may be beyond its largest number
-    difference = torch.where(finite, a.float() - b.float(), 0.0).abs().max()
-    scale = torch.where(finite, b.float(), 0.0).abs().max()
-    tolerance = {torch.float32: 1e-4, torch.float16: 1e-2}.get(a.dtype, 3e-2)
-    return bool(difference <= tolerance * scale + 1e-30)
-
-
-def _clock(device: torch.device) -> Stopwatch:
-    """Seconds that a call holds anybody up: on a GPU its own time, or the time to issue it where that is longer."""
-    clock = stopwatch(device)
-    if device.type != "cuda":
-        return clock
-
-    def longer(call: Callable[[], object]) -> float:
-        issued: list[float] = []
-        seconds = clock(lambda: issued.append(wall_clock(call)))
-        return max(seconds, *issued)
-
-    return longer
-
-
-def _fastest(runs: dict[str, Callable[[], Tensor]], clock: Stopwatch) -> dict[str, float]:
-    """Seconds of each, the least of several rounds in which they take turns."""
-    times = {name: float("inf") for name in runs}
-    begin = time.perf_counter()
-    for round_ in range(_MOST):
-        for name, call in runs.items():
-            times[name] = min(times[name], clock(call))
-        if round_ + 1 >= _FEWEST and time.perf_counter() - begin > _SECONDS * len(runs):
-            break
-    return times

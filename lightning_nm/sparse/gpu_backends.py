@@ -72,11 +72,14 @@ class Gpu(Backend):
 
     def _no_card(self, weight: Tensor) -> str | None:
         """Why its kernels do not run where the weight lies."""
+        return self._no_cuda(weight) or on_gpu.no_triton()
+
+    def _no_cuda(self, weight: Tensor) -> str | None:
         if weight.device.type != "cuda":
             return "its kernels are for CUDA cards"
         if torch.cuda.get_device_capability(weight.device) < _OLDEST_CARD:
             return f"the card's compute capability is below {'.'.join(map(str, _OLDEST_CARD))}"
-        return on_gpu.no_triton()
+        return None
 
     @abstractmethod
     def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> str | None:

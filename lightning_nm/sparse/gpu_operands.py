@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_nm.kernels import bitplane_nm, gathered_nm, vectorwise_nm
+from lightning_nm.kernels import bitplane_nm, cusparselt, gathered_nm, vectorwise_nm
 from lightning_nm.sparse.operands import Seen, Shape, check_x, remembered
 
 HALF = (torch.bfloat16, torch.float16)
@@ -57,6 +57,21 @@ def check_vectorwise(x: Seen, values: Seen, inputs: Seen, bias: Seen | None, out
     length = int(values.shape[1])
     _check_shape("values", values, (-(-outputs // block) * block, length), x)
     _check_shape("inputs", inputs, (-(-outputs // block), length), x)
+    return (*x.shape[:-1], outputs)
+
+
+@remembered
+def check_cusparselt(x: Seen, compressed: Seen, bias: Seen | None, outputs: int, in_features: int) -> Shape:
+    """Shape of the result."""
+    check_x(x, bias, outputs, compressed)
+    if x.dtype not in HALF or compressed.dtype != x.dtype:
+        raise ValueError(f"x and the weight are bfloat16 or float16, both alike, not {x.dtype} and {compressed.dtype}")
+    if outputs % cusparselt.SIDE or in_features % cusparselt.SIDE or x.shape[-1] != in_features:
+        raise ValueError(f"x of shape {tuple(x.shape)} does not fit a weight of shape {(outputs, in_features)}")
+    if compressed.shape.numel() != outputs * in_features * 9 // 16:
+        raise ValueError(
+            f"{compressed.shape.numel()} numbers are no compressed weight of shape {(outputs, in_features)}"
+        )
     return (*x.shape[:-1], outputs)
 
 

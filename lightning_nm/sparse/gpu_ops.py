@@ -3,9 +3,12 @@
     torch.ops.lightning_nm.gathered_linear(x, positions, values, bias, n, m, in_features)
     torch.ops.lightning_nm.bitplane_linear(x, values, planes, bias, m, outputs, in_features)
     torch.ops.lightning_nm.vectorwise_linear(x, values, inputs, bias, outputs, in_features)
+    torch.ops.lightning_nm.cusparselt_linear(
+        x, compressed, bias, outputs, in_features, alg_id, split_k, split_k_mode)
 
 x is ``[..., I]``, of the packed values' dtype, bfloat16 or float16; under autocast that is the dtype it is cast to.
-`lightning_nm.kernels.on_gpu` packs and describes the tensors. On other devices than CUDA's plain torch multiplies.
+`lightning_nm.kernels.on_gpu` packs and describes the tensors. On other devices than CUDA's plain torch multiplies; only cuSPARSELt
+(`lightning_nm.kernels.cusparselt`) is nowhere else.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_nm.kernels import on_gpu
+from lightning_nm.kernels import cusparselt, on_gpu
 from lightning_nm.kernels.gathered_nm import Layout
-from lightning_nm.sparse.gpu_operands import check_bitplane, check_gathered, check_vectorwise
+from lightning_nm.sparse.gpu_operands import check_bitplane, check_cusparselt, check_gathered, check_vectorwise
 from lightning_nm.sparse.ops import register
 
 
@@ -51,6 +54,15 @@ def _vectorwise(
     return on_gpu.vectorwise(_rows(x), values.contiguous(), within, bias, outputs).view(shape)
 
 
+def _cusparselt(
+    x: Tensor, compressed: Tensor, bias: Tensor | None, outputs: int, in_features: int, *algorithm: int
+) -> Tensor:
+    shape = check_cusparselt(x, compressed, bias, outputs, in_features)
+    if not x.numel():
+        return _of_nothing(x, bias, shape)
+    return cusparselt.matmul(_rows(x), compressed, bias, cusparselt.Algorithm(*algorithm)).view(shape)
+
+
 def _rows(x: Tensor) -> Tensor:
     """[B, I]"""
     return x.reshape(-1, x.shape[-1])
@@ -74,6 +86,10 @@ def _fake_vectorwise(x: Tensor, *packed: Any) -> Tensor:
     return x.new_empty(check_vectorwise(x, *packed))
 
 
+def _fake_cusparselt(x: Tensor, *packed: Any) -> Tensor:
+    return x.new_empty(check_cusparselt(x, *packed[:4]))
+
+
 register(
     "gathered_linear",
     "Tensor x, Tensor positions, Tensor values, Tensor? bias, int n, int m, int in_features",
@@ -91,4 +107,10 @@ register(
     "Tensor x, Tensor values, Tensor inputs, Tensor? bias, int outputs, int in_features",
     _vectorwise,
     _fake_vectorwise,
+)
+register(
+    "cusparselt_linear",
+    "Tensor x, Tensor compressed, Tensor? bias, int outputs, int in_features, int alg_id, int split_k, int split_k_mode",
+    _cusparselt,
+    _fake_cusparselt,
 )

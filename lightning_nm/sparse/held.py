@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from lightning_nm.kernels.convolution import Convolution, memory_format
+from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.sparse import traced
-from lightning_nm.sparse.dispatch import Dispatched
+from lightning_nm.sparse.dispatch import Dispatched, Multiply
+from lightning_nm.sparse.recall import recall, remember
 
 
 class HeldWeight(torch.Tensor):
@@ -54,6 +56,10 @@ class HeldWeight(torch.Tensor):
     def __tensor_unflatten__(inner: dict[str, Tensor], dim: int, size: Any, stride: Any) -> HeldWeight:
         return HeldWeight(inner["weight"], dim, None)
 
+    def _stable_hash_for_caching(self) -> str:
+        """What compiled graphs depend on, beside sizes."""
+        return f"HeldWeight over {self.sums_over}"
+
     def __repr__(self) -> str:  # type: ignore[override]
         return repr(self.weight)
 
@@ -64,16 +70,24 @@ class HeldWeight(torch.Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        held = args[1] if len(args) > 1 and not kwargs else None
+        dispatched = held.dispatched if isinstance(held, HeldWeight) else None
+        if dispatched is not None and (multiply := recall(dispatched, func, args)) is not None:
+            return multiply(args[0], args[2] if len(args) > 2 else None)
         kwargs = kwargs or {}
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             raise RuntimeError("export and trace models with their own parameters: restore() the accelerated one first")
         if func is torch.Tensor.untyped_storage:  # torch.compile would take two tensors of one storage for views
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
-        if (product := _PRODUCTS.get(func)) is not None and not _asks_gradients(args, kwargs):
-            result = product(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        if func in _PRODUCTS and not _asks_gradients(args, kwargs):
+            product = _PRODUCTS[func](*args, **kwargs)
+            if isinstance(product, _Product):
+                if dispatched is not None and product.x is args[0]:
+                    remember(dispatched, func, args, product.multiply)
+                return product.multiply(product.x, product.bias)
+            if func is F.multi_head_attention_forward and product is not NotImplemented:
+                return product
         return func(*_dense(args), **_dense(kwargs))
 
     @classmethod
@@ -82,11 +96,21 @@ class HeldWeight(torch.Tensor):
     ) -> Any:
         """What attention calls inside."""
         kwargs = kwargs or {}
-        if (product := _INSIDE.get(func)) is not None:
-            result = product(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        if func is torch.ops.aten.linear.default:
+            product = _linear(*args, **kwargs)
+            if isinstance(product, _Product):
+                return product.multiply(product.x, product.bias)
+        elif func in _INSIDE:
+            return _INSIDE[func](*args, **kwargs)
         return func(*_dense(args), **_dense(kwargs))
+
+
+class _Product(NamedTuple):
+    """How to multiply, and what."""
+
+    multiply: Multiply
+    x: Tensor
+    bias: Tensor | None
 
 
 def _dense(arguments: Any) -> Any:
@@ -114,7 +138,7 @@ def _asks_gradients(args: Any, kwargs: Any) -> bool:
 
 
 def _product(x: Tensor, held: Any, bias: Tensor | None, convolution: Convolution | None, dim: int = 1) -> Any:
-    """What `Dispatched.product` gives, or NotImplemented: torch then multiplies, or says what is wrong."""
+    """A `_Product`, or NotImplemented: torch then multiplies, or says what is wrong."""
     if not isinstance(held, HeldWeight) or held.sums_over != dim:
         return NotImplemented
     weight, dispatched, dtype, device = held.weight, held.dispatched, held.weight.dtype, x.device.type
@@ -132,9 +156,11 @@ def _product(x: Tensor, held: Any, bias: Tensor | None, convolution: Convolution
     if convolution is not None and not convolution.fits(x.shape, weight.shape[0]):
         return NotImplemented
     if dispatched is None:
-        return traced.product(x, weight, bias, dim, convolution)
+        return _Product(lambda x, bias: traced.product(x, weight, bias, dim, convolution), x, bias)
     dispatched = dispatched.current()
-    return (dispatched if dtype == weight.dtype else dispatched.cast(dtype)).product(x, bias, convolution)
+    if dtype != weight.dtype:
+        dispatched = dispatched.cast(dtype)
+    return _Product(dispatched.multiplier(x, bias, convolution), x, bias)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -175,29 +201,26 @@ def _convolution(dims: int) -> Callable[..., Any]:
                 return NotImplemented
             padding = 0
         convolution = Convolution(kernel, each(stride), each(padding), each(dilation), groups)
-        if not _possible(convolution, input.shape[-dims:], weight.shape[0]):
-            return NotImplemented
-        if input.dim() == dims + 1:
-            result = _product(input[None], weight, bias, convolution)
-            return result if result is NotImplemented else result[0]
-        layout = memory_format(weight.weight)
-        if layout != torch.contiguous_format:
-            input = input.contiguous(memory_format=layout)  # as torch does for such weights
-        return _product(input, weight, bias, convolution)
+        layout = suggest_memory_format(weight.weight)  # a 1x1 kernel's, too
+
+        def image(x: Tensor) -> Tensor:
+            x = x if x.dim() == dims + 2 else x[None]
+            # as torch does for such weights
+            return x if layout == torch.contiguous_format else x.contiguous(memory_format=layout)
+
+        product = _product(seen := image(input), weight, bias, convolution)
+        if product is NotImplemented or seen is input:
+            return product
+        multiply, unbatched = product.multiply, input.dim() == dims + 1
+
+        def of_image(x: Tensor, bias: Tensor | None) -> Tensor:
+            out: Tensor = multiply(x if x is product.x else image(x), bias)
+            return out[0] if unbatched else out
+
+        # where autocast has cast it, x is not what was given
+        return product._replace(multiply=of_image, x=input if product.x is seen else product.x)
 
     return convolve
-
-
-def _possible(convolution: Convolution, sizes: Sequence[int], outputs: int) -> bool:
-    """Whether there is a result: kernels do not ask."""
-    kernel, stride, padding, dilation, groups = convolution
-    return (
-        len(kernel) == len(stride) == len(padding) == len(dilation)
-        and min(*stride, *dilation, groups) > 0
-        and min(padding) >= 0
-        and outputs % groups == 0
-        and min(convolution.spatial(sizes)) > 0
-    )
 
 
 def _attention(*args: Any, **kwargs: Any) -> Any:
@@ -238,7 +261,6 @@ _PRODUCTS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _attention,
 }
 _INSIDE: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.linear.default: _linear,
     torch.ops.aten.to.dtype: _cast,
     torch.ops.aten.chunk.default: _pieces(torch.ops.aten.chunk.default),
     torch.ops.aten.split_with_sizes.default: _pieces(torch.ops.aten.split_with_sizes.default),

@@ -43,9 +43,7 @@ def remembered(check: Callable[..., Shape]) -> Callable[..., Shape]:
 
 
 @remembered
-def check_nm_linear(
-    x: Seen, values: Seen, positions: Seen, bias: Seen | None, n: int, m: int, outputs: int
-) -> Shape:
+def check_nm_linear(x: Seen, values: Seen, positions: Seen, bias: Seen | None, n: int, m: int, outputs: int) -> Shape:
     """Shape of the result of a linear layer."""
     check_x(x, bias, outputs, values, positions)
     _check_nm(x, int(x.shape[-1]), 1, values, positions, n, m, outputs)
@@ -107,9 +105,7 @@ def check_block_linear(x: Seen, values: Seen, inputs: Seen, starts: Seen, bias: 
     return (*x.shape[:-1], outputs)
 
 
-def _check_blocks(
-    x: Seen, values: Seen, inputs: Seen, starts: Seen, bias: Seen | None, sizes: tuple[str, ...]
-) -> int:
+def _check_blocks(x: Seen, values: Seen, inputs: Seen, starts: Seen, bias: Seen | None, sizes: tuple[str, ...]) -> int:
     """Outputs, of values ``[blocks, *sizes]``."""
     wrong = len(values.shape) != 1 + len(sizes) or inputs.shape != values.shape[:1] or len(starts.shape) != 1
     if wrong or starts.shape[0] < 1:

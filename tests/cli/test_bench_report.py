@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from lightning_nm.cli import bench_report
-from lightning_nm.cli.bench_report import COLUMNS, Measured, machine, write
+from lightning_nm.cli.bench_report import Measured, machine, table, write
+from lightning_nm.sparse.choice import Choice
 from lightning_nm.sparse.comparison import Comparison
-from lightning_nm.sparse.dispatch import Choice
 from lightning_nm.sparse.timing import Timing
 
 FAST = Measured(
@@ -44,7 +44,8 @@ WRONG = Measured(
 
 def test_cells():
     """Names, sizes, medians with quartiles, ratios over both dense ones, and what "auto" takes."""
-    assert dict(zip(COLUMNS, FAST.cells())) == {
+    columns, [cells] = table([FAST])
+    assert dict(zip(columns, cells)) == {
         "layers": "a.weight (x2)",
         "shape": [64, 32, 3, 3],
         "pattern": "2:4",
@@ -61,7 +62,8 @@ def test_cells():
 
 def test_cells_of_a_wrong_result():
     """No number stands for it."""
-    cells = dict(zip(COLUMNS, WRONG.cells()))
+    columns, [row] = table([WRONG])
+    cells = dict(zip(columns, row))
     assert [cells[name] for name in ("onednn, us", "cpu, us", "over dense", "auto")] == ["-"] * 4
     assert cells["remarks"] == "cpu: WRONG, 3 wrong; onednn: prepacked weights are float32"
 

@@ -13,8 +13,8 @@ from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.patterns import NM, Block1xN
 from lightning_nm.sparse import BACKENDS
 from lightning_nm.sparse.backends import Dense, DenseOperand
+from lightning_nm.sparse.choice import DENSE
 from lightning_nm.sparse.comparison import compare
-from lightning_nm.sparse.dispatch import DENSE
 
 ALL = {"dense", "onednn", "cpu"}
 
@@ -63,7 +63,7 @@ def test_without_numba(monkeypatch):
     """The CPU backend says why it cannot; no sparse result, no ratio; "auto" is a dense one."""
     monkeypatch.setattr(kernels, "compiled_cpu", lambda: None)
     compared = linear()
-    assert compared.refusals == {"cpu": "numba is not installed, and so there are no compiled kernels"}
+    assert compared.refusals == {"cpu": "numba is not there or does not import, and so there are no compiled kernels"}
     assert compared.fastest is None
     assert compared.over("dense") is None
     assert compared.auto.backend in DENSE

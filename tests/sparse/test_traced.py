@@ -84,7 +84,7 @@ def test_any_batch(backend: str) -> None:
     model, graphs = network(), Graphs(backend)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
     acceleration = accelerated(model)
-    for batch in (4, 7, 33):
+    for batch in (4, 3, 33):
         x = images(batch)
         assert_near(run(compiled, x), in_double(model, x))
     assert graphs.count == 1
