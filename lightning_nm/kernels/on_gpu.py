@@ -40,15 +40,15 @@ def _products(layout: str, on_card: bool) -> ModuleType:
     return import_module(f"lightning_nm.kernels.{room}{layout}")
 
 
-def _on(x: Tensor) -> AbstractContextManager[None]:
-    """Triton launches on the current device."""
+def on_device(x: Tensor) -> AbstractContextManager[None]:
+    """Launches go to the current device."""
     on: AbstractContextManager[None] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
     return on
 
 
 def gathered(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: gathered_nm.Layout) -> Tensor:
     """`gathered_nm.matmul`, of values ``[O, chunks, pairs, 2 words]``."""
-    with _on(x):
+    with on_device(x):
         products = _products("gathered_nm", x.is_cuda)
         out: Tensor = products.matmul(x, positions, values.view(torch.int32), bias, layout)
         return out
@@ -62,7 +62,7 @@ def pack_gathered(rows: Tensor, mask: Tensor, layout: gathered_nm.Layout) -> tup
 
 def bitplane(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
     """`bitplane_nm.matmul`, of values ``[O, spans, N, 32]``."""
-    with _on(x):
+    with on_device(x):
         products = _products("bitplane_nm", x.is_cuda)
         out: Tensor = products.matmul(x, values.view(torch.int32), planes, bias, m, outputs)
         return out
@@ -76,6 +76,6 @@ def pack_bitplane(rows: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, T
 
 def vectorwise(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     """`vectorwise_nm.matmul`."""
-    with _on(x):
+    with on_device(x):
         out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs)
         return out

@@ -7,6 +7,8 @@ versions, and checked once more in each process that reads it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,62 +55,66 @@ class _Product:
         self._algorithms: dict[tuple[int, bool], Algorithm] = {}
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        size = (len(x) - 1).bit_length(), bias is None
+        size = 1 << (len(x) - 1).bit_length(), bias is not None
         with on_gpu.on_device(x):
             if size not in self._algorithms:
-                self._algorithms[size] = choose(self._rows, self._compressed, len(x), bias is not None)
+                self._algorithms[size] = choose(self._rows, self._compressed, *size)
             return cusparselt.matmul(x, self._compressed, bias, self._algorithms[size])
 
 
-def choose(rows: Tensor, compressed: Tensor, batch: int, with_bias: bool) -> Algorithm:
-    """The fastest algorithm that is right, by what was found earlier or by a search.
+def choose(rows: Tensor, compressed: Tensor, most: int, with_bias: bool) -> Algorithm:
+    """The fastest algorithm for ``most`` rows of x, a power of two, that is right there and just above half of them.
+
+    By what was found earlier or by a search.
 
     Raises:
         RuntimeError: none is right.
     """
-    like = {"dtype": rows.dtype, "device": rows.device}
-    generator = torch.Generator(rows.device).manual_seed(0)
-    x = torch.randn(batch, rows.shape[1], generator=generator, **like)  # type: ignore[call-overload]
-    bias = torch.randn(len(rows), generator=generator, **like) if with_bias else None  # type: ignore[call-overload]
-    expected, allowed = _exact(x, rows, bias)
-
-    def is_right(algorithm: Algorithm) -> bool:
-        try:
-            out = cusparselt.matmul(x, compressed, bias, algorithm)
-        except RuntimeError:  # it does not take these sizes
-            return False
-        return bool(((out.float() - expected).abs() <= allowed).all())
-
-    key = _key(rows, batch, with_bias)
+    problems = [_Problem(rows, batch, with_bias) for batch in dict.fromkeys((most, most // 2 + 1))]
+    key = _key(rows, most, with_bias)
     known = _algorithm(found.read(_FILE, key))
-    if known is not None and is_right(known):
+    if known is not None and all(problem.is_solved(compressed, known) for problem in problems):
         return known
-    right = [each for each in cusparselt.algorithms(x, compressed, bias) if is_right(each)]
+    x, bias = problems[0].x, problems[0].bias
+    every = cusparselt.algorithms(x, compressed, bias)
+    right = [each for each in every if all(problem.is_solved(compressed, each) for problem in problems)]
     if not right:
-        raise RuntimeError(f"no algorithm of cuSPARSELt gives what dense gives at {batch} x {list(rows.shape)}")
+        raise RuntimeError(f"no algorithm of cuSPARSELt gives what dense gives at {most} x {list(rows.shape)}")
+    calls = {each: partial(cusparselt.matmul, x, compressed, bias, each) for each in right}
     clock = stopwatch(rows.device)
-    times = dict.fromkeys(right, float("inf"))
+    times = dict.fromkeys(calls, float("inf"))
     for _ in range(_ROUNDS):
-        for each in right:
-            seconds = clock(lambda each=each: cusparselt.matmul(x, compressed, bias, each))  # type: ignore[misc]
-            times[each] = min(times[each], seconds)
+        for each, call in calls.items():
+            times[each] = min(times[each], clock(call))
     fastest = min(right, key=lambda each: times[each])
     found.write(_FILE, key, list(fastest))
     return fastest
 
 
-def _exact(x: Tensor, rows: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(the product in float32, by how much a result may differ from it)."""
-    wide = x.float(), rows.float(), None if bias is None else bias.float()
-    expected = F.linear(*wide)
-    size = F.linear(wide[0].abs(), wide[1].abs(), None if wide[2] is None else wide[2].abs())
-    return expected, 2 * torch.finfo(x.dtype).eps * expected.abs() + 1e-3 * size
+class _Problem:
+    """Random numbers, and their product in float32."""
+
+    def __init__(self, rows: Tensor, batch: int, with_bias: bool) -> None:
+        like = {"dtype": rows.dtype, "device": rows.device}
+        generator = torch.Generator(rows.device).manual_seed(0)
+        self.x = torch.randn(batch, rows.shape[1], generator=generator, **like)  # type: ignore[call-overload]
+        self.bias = torch.randn(len(rows), generator=generator, **like) if with_bias else None  # type: ignore[call-overload]
+        wide = [None if tensor is None else tensor.float() for tensor in (self.x, rows, self.bias)]
+        self._expected = F.linear(*wide)  # type: ignore[arg-type]
+        size = F.linear(*[None if tensor is None else tensor.abs() for tensor in wide])  # type: ignore[arg-type]
+        self._allowed = 2 * torch.finfo(rows.dtype).eps * self._expected.abs() + 1e-3 * size
+
+    def is_solved(self, compressed: Tensor, algorithm: Algorithm) -> bool:
+        try:
+            out = cusparselt.matmul(self.x, compressed, self.bias, algorithm)
+        except RuntimeError:  # it does not take these sizes
+            return False
+        return bool(((out.float() - self._expected).abs() <= self._allowed).all())
 
 
-def _key(rows: Tensor, batch: int, with_bias: bool) -> str:
+def _key(rows: Tensor, most: int, with_bias: bool) -> str:
     card = torch.cuda.get_device_name(rows.device) if rows.is_cuda else "none"
     versions = f"torch {torch.__version__}, cuSPARSELt {torch.backends.cusparselt.version()}"
-    most = 1 << (batch - 1).bit_length()
     return f"{card}; {versions}; {rows.dtype}; {len(rows)} x {rows.shape[1]}; batch {most}; bias {with_bias}"
 
 

@@ -7,8 +7,8 @@
         x, compressed, bias, outputs, in_features, alg_id, split_k, split_k_mode)
 
 x is ``[..., I]``, of the packed values' dtype, bfloat16 or float16; under autocast that is the dtype it is cast to.
-`lightning_nm.kernels.on_gpu` packs and describes the tensors. On other devices than CUDA's plain torch multiplies; only cuSPARSELt
-(`lightning_nm.kernels.cusparselt`) is nowhere else.
+`lightning_nm.kernels.on_gpu` packs and describes the tensors. On other devices than CUDA's plain torch multiplies;
+cuSPARSELt (`lightning_nm.kernels.cusparselt`) is on these alone.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ register(
 )
 register(
     "cusparselt_linear",
-    "Tensor x, Tensor compressed, Tensor? bias, int outputs, int in_features, int alg_id, int split_k, int split_k_mode",
+    "Tensor x, Tensor compressed, Tensor? bias, int outputs, int in_features, "
+    "int alg_id, int split_k, int split_k_mode",
     _cusparselt,
     _fake_cusparselt,
 )
