@@ -63,8 +63,8 @@ class SparseEvaluation:
         self._warned = True
         why = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
         rank_zero_warn(
-            f"nm_sparse: no weight of the model is sparse and can be packed{why}, so all of it runs dense. Train it with "
-            "NMSparsityCallback, or convert it (lightning-nm convert)"
+            f"nm_sparse: no weight of the model is sparse and can be packed{why}, so all of it runs dense. Train it "
+            "with NMSparsityCallback, or convert it (lightning-nm convert)"
         )
 
     def _finish(self) -> None:
