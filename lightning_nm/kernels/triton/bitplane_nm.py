@@ -26,7 +26,7 @@ def kernel(
     x_ptr,  # [batch, spans * 32 M], 16 bits, inputs in the kernel's order
     values_ptr,  # [outputs, spans, N, 16], int32
     planes_ptr,  # [outputs, spans, N, BITS], int32
-    out_ptr,  # [SPLITS, batch, outputs], float32
+    out_ptr,  # [programs of a tile, batch, outputs], float32
     outputs,
     batch,
     spans,
@@ -36,7 +36,6 @@ def kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SPANS: tl.constexpr,
-    SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
@@ -45,7 +44,7 @@ def kernel(
     FILLED: tl.constexpr = 32 * M
     inside = tl.arange(0, SPANS * FILLED)  # [SPANS * FILLED]
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(split * SPANS, spans, SPLITS * SPANS):
+    for first in range(split * SPANS, spans, tl.num_programs(2) * SPANS):
         place = row[:, None] * spans + first + tl.arange(0, SPANS)[None, :]  # [ROWS, SPANS]
         x = tl.load(x_ptr + column[None, :] * (spans * FILLED) + (first * FILLED + inside)[:, None])
         words = _joined(_decoded(values_ptr, planes_ptr, place, N, M, BITS), M, BITS)  # [ROWS, SPANS, 16, 2, 2, ...]
@@ -121,7 +120,6 @@ def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: in
         ROWS=ROWS,
         COLUMNS=columns,
         SPANS=step,
-        SPLITS=parts,
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=WARPS,
         num_stages=STAGES,

@@ -25,7 +25,7 @@ def kernel(
     x_ptr,  # [filled and more, BATCH], float32
     positions_ptr,  # [outputs, chunks, WORDS], int32
     values_ptr,  # [outputs, chunks, PAIRS, WORDS], int32
-    out_ptr,  # [SPLITS, BATCH, outputs], float32
+    out_ptr,  # [programs of a row, BATCH, outputs], float32
     outputs,
     chunks,
     N: tl.constexpr,
@@ -36,7 +36,6 @@ def kernel(
     BATCH: tl.constexpr,
     BF16: tl.constexpr,
     ROWS: tl.constexpr,
-    SPLITS: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
     split = tl.program_id(1)
@@ -47,7 +46,7 @@ def kernel(
     sums = ()
     for _ in tl.static_range(BATCH):
         sums = sums + (tl.zeros([ROWS, WORDS], tl.float32),)
-    for chunk in range(split, chunks, SPLITS):
+    for chunk in range(split, chunks, tl.num_programs(1)):
         place = row * chunks + chunk  # [ROWS, 1]
         positions = tl.load(positions_ptr + place * WORDS + word, mask=there, other=0)  # [ROWS, WORDS]
         x = x_ptr + (chunk * (WORDS * GROUPS * M) + word * M) * BATCH  # [1, WORDS]
@@ -105,7 +104,6 @@ def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, la
         BATCH=rows,
         BF16=x.dtype == torch.bfloat16,
         ROWS=ROWS,
-        SPLITS=parts,
         num_warps=WARPS,
     )
     total = out.sum(0)[:batch]

@@ -27,14 +27,13 @@ def kernel(
     values_ptr,  # [outputs, length], 16 bits
     inputs_ptr,  # [outputs / ROWS, length], int32
     bias_ptr,  # [outputs], or anything without HAS_BIAS
-    out_ptr,  # [SPLITS, batch, outputs], 16 bits, or float32
+    out_ptr,  # [programs of a tile, batch, outputs], 16 bits, or float32
     outputs,
     batch,
     length,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
-    SPLITS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -46,7 +45,7 @@ def kernel(
     # Hopper's tensor cores take 64 rows at least: blocks of fewer are multiplied the other way round
     TURNED: tl.constexpr = ROWS < 64 and COLUMNS >= 64
     sums = tl.zeros([COLUMNS, ROWS], tl.float32) if TURNED else tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(split * STEP, length, SPLITS * STEP):
+    for first in range(split * STEP, length, tl.num_programs(2) * STEP):
         taken = tl.load(inputs_ptr + block * length + first + inside)  # [STEP]
         x = tl.load(x_ptr + taken[:, None].to(tl.int64) * batch + column[None, :])  # [STEP, COLUMNS]
         weights = tl.load(values_ptr + row[:, None].to(tl.int64) * length + first + inside[None, :])  # [ROWS, STEP]
@@ -100,7 +99,6 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outpu
         ROWS=rows,
         COLUMNS=wide,
         STEP=STEP,
-        SPLITS=parts,
         HAS_BIAS=fused is not None,
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=warps,

@@ -18,6 +18,7 @@ BUDGET = {(2, 4, 16): 2.6, (2, 4, 64): 2.6, (1, 4, 16): 1.8, (1, 4, 64): 1.8, (2
 """Integer instructions per dense weight, by N, M and rows of x: Hopper affords 6.9 while dense weights stream."""
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 @pytest.mark.parametrize(("outputs", "groups", "batch"), [(70, 37, 1), (64, 128, 17), (1, 1, 70)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -38,7 +39,7 @@ def binaries() -> dict[tuple[int, int, int, int], tuple[Binary, float]]:
     made, dense, requests = [], [], []
     for n, m, columns in BUDGET:
         at_once = layouts.spans_at_once(m)
-        tile = {"ROWS": layouts.ROWS, "COLUMNS": columns, "SPANS": at_once, "SPLITS": 1, "INTERPRETED": False}
+        tile = {"ROWS": layouts.ROWS, "COLUMNS": columns, "SPANS": at_once, "INTERPRETED": False}
         constants = {"N": n, "M": m, "BITS": (m - 1).bit_length(), **tile}
         pointers = {"x_ptr": "*bf16", "values_ptr": "*i32", "planes_ptr": "*i32", "out_ptr": "*fp32"}
         signature = {**pointers, "outputs": "i32", "batch": "i32", "spans": "i32"}

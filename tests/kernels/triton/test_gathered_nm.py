@@ -18,6 +18,7 @@ BUDGET = {(2, 4, 1): 3.2, (1, 4, 1): 1.6, (1, 8, 1): 0.9, (2, 4, 4): 3.2, (1, 4,
 """Integer instructions per dense weight, by N, M and batch: Hopper affords 6.9 while dense weights stream."""
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 @pytest.mark.parametrize(("outputs", "groups", "batch"), [(9, 37, 3), (4, 64, 1), (1, 1, 8)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -34,6 +35,7 @@ def test_against_float64(n: int, m: int, outputs: int, groups: int, batch: int, 
     torch.testing.assert_close(out.double().cpu(), expected, atol=0.05, rtol=0.01)
 
 
+@pytest.mark.gpu
 def test_inputs_split_among_programs() -> None:
     """Few outputs and many chunks: each program sums a part."""
     rows, mask = sparse(3, 16_384, 2, 4, torch.bfloat16)
@@ -54,7 +56,7 @@ def binaries() -> dict[tuple[int, int, int, int], tuple[Binary, float]]:
         layout = Layout.of(n, m, 4096)
         assert layout is not None
         sizes = {"N": n, "M": m, "BITS": layout.bits, "GROUPS": layout.groups, "WORDS": layout.words, "BATCH": batch}
-        constants = {**sizes, "BF16": True, "ROWS": gathered_nm.ROWS, "SPLITS": 1}
+        constants = {**sizes, "BF16": True, "ROWS": gathered_nm.ROWS}
         pointers = {"x_ptr": "*fp32", "positions_ptr": "*i32", "values_ptr": "*i32", "out_ptr": "*fp32"}
         signature = {**pointers, "outputs": "i32", "chunks": "i32"}
         for capability in SHARED_MEMORY:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -53,6 +51,7 @@ def assert_same(
             assert torch.equal(theirs[1].cpu().view(integers), hidden.view(integers))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (4, 8), (8, 16), (1, 16), (16, 32), (3, 7), (3, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("taps", [(), (3, 3)])
@@ -61,21 +60,7 @@ def test_every_pattern(n: int, m: int, dtype: torch.dtype, taps: tuple[int, ...]
     assert_same((9, 3 * m, *taps), 1, n, m, dtype, True, 4)
 
 
-@settings(deadline=None, max_examples=20)
-@given(
-    st.integers(1, 12),
-    st.integers(1, 6),
-    st.sampled_from([1, 2, 9]),
-    st.sampled_from([0, 1]),
-    st.booleans(),
-    st.integers(0, 99),
-)
-def test_any_size(outputs: int, groups: int, taps: int, dim: int, with_hidden: bool, seed: int) -> None:
-    """Along either dimension, with a hidden part or without."""
-    shape = (outputs, 4 * groups, taps) if dim else (4 * groups, outputs, taps)
-    assert_same(shape, dim, 2, 4, torch.float32, with_hidden, seed)
-
-
+@pytest.mark.gpu
 def test_channels_last() -> None:
     """Masks lie row by row whatever the memory format."""
     weight = torch.randn(8, 16, 3, 3).contiguous(memory_format=torch.channels_last).to(DEVICE)

@@ -58,7 +58,7 @@ def binaries() -> dict[tuple[int, int, int], Binary]:
         columns, warps, stages = Tile.of(rows, batch)
         pointers = {"x_ptr": "*bf16", "values_ptr": "*bf16", "inputs_ptr": "*i32", "bias_ptr": "*bf16"}
         signature = {**pointers, "out_ptr": "*bf16", "outputs": "i32", "batch": "i32", "length": "i32"}
-        tile = {"ROWS": rows, "COLUMNS": columns, "STEP": layouts.STEP, "SPLITS": 1}
+        tile = {"ROWS": rows, "COLUMNS": columns, "STEP": layouts.STEP}
         constants = {**tile, "HAS_BIAS": True, "INTERPRETED": False}
         for capability in SHARED_MEMORY:
             made.append((rows, batch, capability))
