@@ -7,8 +7,8 @@ consecutive groups, a span of 32 M inputs:
     planes  [O, spans, N, BITS]   int32: bit g of word b is bit b of the position of group g
 
 So one logical operation on a plane decides for 32 groups. Inputs, whose order a product need not keep, are taken span
-by span as (q, position, half): `order`. Outputs and spans are filled up with zeros, so that kernels need not ask where
-they end.
+by span as (q, position, half): `ordered`. Outputs and spans are filled up with zeros: kernels need not ask where they
+end.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ def unpack(values: Tensor, planes: Tensor, m: int, shape: tuple[int, int], dtype
     return rows.flatten(1)[: shape[0], : shape[1]]
 
 
-def order(m: int, inputs: int, device: torch.device) -> Tensor:
-    """The inputs, filled up to whole spans, as kernels take them: [spans * 32 M]."""
-    every = torch.arange(spans(m, inputs) * GROUPS * m, device=device)
-    return every.view(-1, 2, GROUPS // 2, m).permute(0, 2, 3, 1).flatten()
+def ordered(x: Tensor, m: int) -> Tensor:
+    """X ``[B, I]`` as kernels take it, ``[B, spans * 32 M]``: filled up with zeros to whole spans."""
+    filled = spans(m, x.shape[1]) * GROUPS * m
+    if filled > x.shape[1]:
+        x = F.pad(x, (0, filled - x.shape[1]))
+    return x.reshape(len(x), -1, 2, GROUPS // 2 * m).transpose(2, 3).reshape(len(x), filled)
 
 
 def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_nm.kernels.bitplane_nm import matmul, order, pack, spans, supports, unpack
+from lightning_nm.kernels.bitplane_nm import matmul, ordered, pack, spans, supports, unpack
 from tests.kernels.test_gathered_nm import sparse
 
 PATTERNS = [(1, 2), (2, 4), (1, 4), (2, 8), (1, 8), (1, 16), (2, 16)]
@@ -27,11 +27,12 @@ def test_round_trip(n: int, m: int, outputs: int, groups: int, dtype: torch.dtyp
     assert torch.equal(matmul(x, values, planes, None, m, outputs), x @ rows.T)
 
 
-def test_order_takes_every_input_once() -> None:
-    """The two halves of a word, groups q and q + 16, side by side."""
-    taken = order(4, 500, torch.device("cpu"))
-    assert torch.equal(taken.sort().values, torch.arange(spans(4, 500) * 128))
-    assert taken[:4].tolist() == [0, 64, 1, 65]
+def test_every_input_is_taken_once() -> None:
+    """The two halves of a word, groups q and q + 16, side by side; zeros fill up."""
+    taken = ordered(torch.arange(1, 501)[None], 4)[0]
+    assert len(taken) == spans(4, 500) * 128
+    assert torch.equal(taken.sort().values[-500:], torch.arange(1, 501))
+    assert taken[:4].tolist() == [1, 65, 2, 66]
 
 
 @pytest.mark.parametrize("pattern", [(3, 4), (1, 6), (1, 32)])

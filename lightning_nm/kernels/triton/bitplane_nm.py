@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
-from lightning_nm.kernels.bitplane_nm import GROUPS, ROWS, order, spans_at_once
+from lightning_nm.kernels.bitplane_nm import GROUPS, ROWS, ordered, spans_at_once
+from lightning_nm.kernels.triton.finish import finish
 
 WARPS = 4
 STAGES = 2
@@ -23,10 +23,11 @@ _PROGRAMS = 264
 
 @triton.jit
 def kernel(
-    x_ptr,  # [batch, spans * 32 M], 16 bits, inputs in the kernel's order
-    values_ptr,  # [outputs, spans, N, 16], int32
-    planes_ptr,  # [outputs, spans, N, BITS], int32
-    out_ptr,  # [programs of a tile, batch, outputs], float32
+    x_ptr,  # [batch and more, spans * 32 M], 16 bits, inputs in the kernel's order
+    values_ptr,  # [outputs and more, spans, N, 16], int32
+    planes_ptr,  # [outputs and more, spans, N, BITS], int32
+    bias_ptr,  # [outputs], or anything without HAS_BIAS
+    out_ptr,  # [programs of a tile, batch, outputs], 16 bits, or float32
     outputs,
     batch,
     spans,
@@ -36,6 +37,7 @@ def kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SPANS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
@@ -54,7 +56,11 @@ def kernel(
             sums += tl.dot(weights.to(tl.float32), x.to(tl.float32))
         else:
             sums = tl.dot(weights, x, sums)
-    tl.store(out_ptr + (split * batch + column[None, :]) * outputs + row[:, None], sums)
+    if HAS_BIAS:
+        sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
+    there = (row < outputs)[:, None] & (column < batch)[None, :]
+    place = (split * batch + column[None, :]) * outputs + row[:, None]
+    tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -98,21 +104,24 @@ def _joined(parts, M: tl.constexpr, BITS: tl.constexpr):
 
 def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
     """`lightning_nm.kernels.bitplane_nm.matmul`, summed in float32."""
-    (batch, inputs), (filled, count, n, _) = x.shape, values.shape
+    batch, (filled, count, n, _) = len(x), values.shape
     columns = max(16, min(64, 1 << (batch - 1).bit_length()))
     rows = -(-batch // columns) * columns
-    x = F.pad(x, (0, count * GROUPS * m - inputs, 0, rows - batch))[:, order(m, inputs, x.device)]
+    taken = torch.empty(rows, count * GROUPS * m, dtype=x.dtype, device=x.device)
+    taken[:batch] = ordered(x, m)  # the other rows stay what they are: nobody asks for their products
     step = spans_at_once(m)
     programs = filled // ROWS * rows // columns
     parts = max(1, min(count // step, -(-_PROGRAMS // programs)))
-    out = torch.empty(parts, rows, filled, dtype=torch.float32, device=x.device)
+    out = torch.empty(parts, batch, outputs, dtype=x.dtype if parts == 1 else torch.float32, device=x.device)
+    fused = bias if parts == 1 else None
     kernel[(filled // ROWS, rows // columns, parts)](
-        x,
+        taken,
         values,
         planes,
+        values if fused is None else fused,
         out,
-        filled,
-        rows,
+        outputs,
+        batch,
         count,
         N=n,
         M=m,
@@ -120,9 +129,9 @@ def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: in
         ROWS=ROWS,
         COLUMNS=columns,
         SPANS=step,
+        HAS_BIAS=fused is not None,
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=WARPS,
         num_stages=STAGES,
     )
-    total = out.sum(0)[:batch, :outputs]
-    return (total if bias is None else total + bias).to(x.dtype)
+    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_nm.kernels.gathered_nm import Layout
+from lightning_nm.kernels.triton.finish import finish
 
 ROWS = 4
 WARPS = 4
@@ -22,10 +23,11 @@ _PROGRAMS = 512
 
 @triton.jit
 def kernel(
-    x_ptr,  # [filled and more, BATCH], float32
+    x_ptr,  # [BATCH, INPUTS], 16 bits, or float32
     positions_ptr,  # [outputs, chunks, WORDS], int32
     values_ptr,  # [outputs, chunks, PAIRS, WORDS], int32
-    out_ptr,  # [programs of a row, BATCH, outputs], float32
+    bias_ptr,  # [outputs], or anything without HAS_BIAS
+    out_ptr,  # [programs of a row, BATCH, outputs], 16 bits, or float32
     outputs,
     chunks,
     N: tl.constexpr,
@@ -34,8 +36,10 @@ def kernel(
     GROUPS: tl.constexpr,
     WORDS: tl.constexpr,
     BATCH: tl.constexpr,
+    INPUTS: tl.constexpr,
     BF16: tl.constexpr,
     ROWS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
     split = tl.program_id(1)
@@ -49,22 +53,26 @@ def kernel(
     for chunk in range(split, chunks, tl.num_programs(1)):
         place = row * chunks + chunk  # [ROWS, 1]
         positions = tl.load(positions_ptr + place * WORDS + word, mask=there, other=0)  # [ROWS, WORDS]
-        x = x_ptr + (chunk * (WORDS * GROUPS * M) + word * M) * BATCH  # [1, WORDS]
+        x = x_ptr + chunk * (WORDS * GROUPS * M) + word * M  # [1, WORDS]
         for pair in tl.static_range(PAIRS):
             values = tl.load(values_ptr + (place * PAIRS + pair) * WORDS + word, mask=there, other=0)  # [ROWS, WORDS]
             for half in tl.static_range(2):
                 at = (positions >> ((2 * pair + half) * BITS)) & ((1 << BITS) - 1)
+                if (1 << BITS) > M:  # a position of no weight, in a corrupt layout
+                    at = tl.minimum(at, M - 1)
                 weight = _float(values, half, BF16)
-                chosen = x + at * BATCH  # [ROWS, WORDS]
+                chosen = x + at  # [ROWS, WORDS]
                 added = ()
                 for b in tl.static_range(BATCH):
                     # a constant last: it is part of the load
-                    seen = tl.load(chosen + ((2 * pair + half) // N * WORDS * M * BATCH + b))
-                    added = added + (sums[b] + weight * seen,)
+                    seen = tl.load(chosen + ((2 * pair + half) // N * WORDS * M + b * INPUTS))
+                    added = added + (sums[b] + weight * seen.to(tl.float32),)
                 sums = added
     for b in tl.static_range(BATCH):
         total = tl.sum(sums[b], 1, keep_dims=True)  # [ROWS, 1]
-        tl.store(out_ptr + (split * BATCH + b) * outputs + row, total, mask=there)
+        if HAS_BIAS:
+            total += tl.load(bias_ptr + row, mask=there, other=0.0).to(tl.float32)
+        tl.store(out_ptr + (split * BATCH + b) * outputs + row, total.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -83,16 +91,17 @@ def splits(outputs: int, chunks: int) -> int:
 def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
     """`lightning_nm.kernels.gathered_nm.matmul` of up to 8 rows of x, summed in float32."""
     (batch, inputs), outputs = x.shape, len(values)
-    rows = 1 << (batch - 1).bit_length()  # tensors of Triton have sizes that are powers of two
-    # positions that no weight can have, in a corrupt layout, read zeros
-    beyond = layout.filled - inputs + (1 << layout.bits) - layout.m
-    columns = F.pad(x.T.float(), (0, rows - batch, 0, beyond)).contiguous()
-    parts = splits(outputs, layout.chunks)
-    out = torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
+    x = (F.pad(x, (0, layout.filled - inputs)) if layout.filled > inputs else x).contiguous()
+    dtype, parts = x.dtype, splits(outputs, layout.chunks)
+    if batch > 1:  # else every weight would widen every row's input
+        x = x.float()
+    out = torch.empty(parts, batch, outputs, dtype=dtype if parts == 1 else torch.float32, device=x.device)
+    fused = bias if parts == 1 else None
     kernel[(triton.cdiv(outputs, ROWS), parts)](
-        columns,
+        x,
         positions,
         values,
+        values if fused is None else fused,
         out,
         outputs,
         layout.chunks,
@@ -101,10 +110,11 @@ def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, la
         BITS=layout.bits,
         GROUPS=layout.groups,
         WORDS=layout.words,
-        BATCH=rows,
-        BF16=x.dtype == torch.bfloat16,
+        BATCH=batch,
+        INPUTS=layout.filled,
+        BF16=dtype == torch.bfloat16,
         ROWS=ROWS,
+        HAS_BIAS=fused is not None,
         num_warps=WARPS,
     )
-    total = out.sum(0)[:batch]
-    return (total if bias is None else total + bias).to(x.dtype)
+    return out[0] if parts == 1 else finish(out, bias, outputs, dtype)

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
+from lightning_nm.kernels.triton.finish import finish
 from lightning_nm.kernels.vectorwise_nm import STEP
 
 _PROGRAMS = 264
@@ -23,13 +23,14 @@ _PROGRAMS = 264
 
 @triton.jit
 def kernel(
-    x_ptr,  # [inputs, batch], 16 bits
-    values_ptr,  # [outputs, length], 16 bits
-    inputs_ptr,  # [outputs / ROWS, length], int32
+    x_ptr,  # [inputs, columns], 16 bits
+    values_ptr,  # [outputs and more, length], 16 bits
+    inputs_ptr,  # [blocks, length], int32
     bias_ptr,  # [outputs], or anything without HAS_BIAS
     out_ptr,  # [programs of a tile, batch, outputs], 16 bits, or float32
     outputs,
     batch,
+    columns,
     length,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -47,7 +48,7 @@ def kernel(
     sums = tl.zeros([COLUMNS, ROWS], tl.float32) if TURNED else tl.zeros([ROWS, COLUMNS], tl.float32)
     for first in range(split * STEP, length, tl.num_programs(2) * STEP):
         taken = tl.load(inputs_ptr + block * length + first + inside)  # [STEP]
-        x = tl.load(x_ptr + taken[:, None].to(tl.int64) * batch + column[None, :])  # [STEP, COLUMNS]
+        x = tl.load(x_ptr + taken[:, None].to(tl.int64) * columns + column[None, :])  # [STEP, COLUMNS]
         weights = tl.load(values_ptr + row[:, None].to(tl.int64) * length + first + inside[None, :])  # [ROWS, STEP]
         if INTERPRETED:  # the interpreter multiplies bfloat16 wrongly
             x, weights = x.to(tl.float32), weights.to(tl.float32)
@@ -55,9 +56,10 @@ def kernel(
     if TURNED:
         sums = tl.trans(sums)
     if HAS_BIAS:
-        sums += tl.load(bias_ptr + row)[:, None].to(tl.float32)
+        sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
+    there = (row < outputs)[:, None] & (column < batch)[None, :]
     place = (split * batch + column[None, :]).to(tl.int64) * outputs + row[:, None]
-    tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=there)
 
 
 class Tile(NamedTuple):
@@ -81,20 +83,22 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outpu
     batch, (filled, length) = len(x), values.shape
     rows = filled // len(inputs)
     wide, warps, stages = Tile.of(rows, batch)
-    columns_of_x = -(-batch // wide) * wide
-    turned = F.pad(x.T, (0, columns_of_x - batch)).contiguous()
-    programs = len(inputs) * columns_of_x // wide
+    columns = -(-batch // wide) * wide
+    turned = torch.empty(x.shape[1], columns, dtype=x.dtype, device=x.device)
+    turned[:, :batch] = x.T  # the other columns stay what they are: nobody asks for their products
+    programs = len(inputs) * columns // wide
     parts = max(1, min(length // STEP, _PROGRAMS // programs))
-    fused = F.pad(bias, (0, filled - outputs)) if bias is not None and parts == 1 else None
-    out = torch.empty(parts, columns_of_x, filled, dtype=x.dtype if parts == 1 else torch.float32, device=x.device)
-    kernel[(len(inputs), columns_of_x // wide, parts)](
+    out = torch.empty(parts, batch, outputs, dtype=x.dtype if parts == 1 else torch.float32, device=x.device)
+    fused = bias if parts == 1 else None
+    kernel[(len(inputs), columns // wide, parts)](
         turned,
         values,
         inputs,
         values if fused is None else fused,
         out,
-        filled,
-        columns_of_x,
+        outputs,
+        batch,
+        columns,
         length,
         ROWS=rows,
         COLUMNS=wide,
@@ -104,6 +108,4 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outpu
         num_warps=warps,
         num_stages=stages,
     )
-    total = out[0] if parts == 1 else out.sum(0)
-    total = total[:batch, :outputs]
-    return (total if bias is None or fused is not None else total + bias).to(x.dtype)
+    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype)

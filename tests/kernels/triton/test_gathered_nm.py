@@ -56,9 +56,14 @@ def binaries() -> dict[tuple[int, int, int, int], tuple[Binary, float]]:
         layout = Layout.of(n, m, 4096)
         assert layout is not None
         sizes = {"N": n, "M": m, "BITS": layout.bits, "GROUPS": layout.groups, "WORDS": layout.words, "BATCH": batch}
-        constants = {**sizes, "BF16": True, "ROWS": gathered_nm.ROWS}
-        pointers = {"x_ptr": "*fp32", "positions_ptr": "*i32", "values_ptr": "*i32", "out_ptr": "*fp32"}
-        signature = {**pointers, "outputs": "i32", "chunks": "i32"}
+        constants = {**sizes, "INPUTS": 4096, "BF16": True, "ROWS": gathered_nm.ROWS, "HAS_BIAS": True}
+        pointers = {
+            "x_ptr": "*bf16" if batch == 1 else "*fp32",
+            "positions_ptr": "*i32",
+            "values_ptr": "*i32",
+            "bias_ptr": "*bf16",
+        }
+        signature = {**pointers, "out_ptr": "*bf16", "outputs": "i32", "chunks": "i32"}
         for capability in SHARED_MEMORY:
             made.append((n, m, batch, capability))
             dense.append(gathered_nm.ROWS * layout.words * layout.groups * m / (32 * gathered_nm.WARPS))

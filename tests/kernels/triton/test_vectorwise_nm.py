@@ -15,6 +15,7 @@ from tests.kernels.test_vectorwise_nm import PATTERNS, shared
 from tests.kernels.triton.ahead_of_time import SHARED_MEMORY, Binary, Request, compiled
 from tests.kernels.triton.device import DEVICE
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*")  # rows of x that nobody asks for
 CASES = [(64, 16), (64, 64), (64, 4096), (128, 16), (128, 4096), (32, 16), (32, 4096)]
 """Outputs of a block, and rows of x."""
 
@@ -57,7 +58,14 @@ def binaries() -> dict[tuple[int, int, int], Binary]:
     for rows, batch in CASES:
         columns, warps, stages = Tile.of(rows, batch)
         pointers = {"x_ptr": "*bf16", "values_ptr": "*bf16", "inputs_ptr": "*i32", "bias_ptr": "*bf16"}
-        signature = {**pointers, "out_ptr": "*bf16", "outputs": "i32", "batch": "i32", "length": "i32"}
+        signature = {
+            **pointers,
+            "out_ptr": "*bf16",
+            "outputs": "i32",
+            "batch": "i32",
+            "columns": "i32",
+            "length": "i32",
+        }
         tile = {"ROWS": rows, "COLUMNS": columns, "STEP": layouts.STEP}
         constants = {**tile, "HAS_BIAS": True, "INTERPRETED": False}
         for capability in SHARED_MEMORY:
