@@ -153,6 +153,8 @@ class Dispatched:
             return Choice("dense", {}, self.pattern)
         if not x.numel():
             return Choice("dense", {}, "there is nothing to multiply")
+        if self.weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            return Choice("dense", {}, "a CUDA graph was being captured, where nothing can be measured: warm up")
         there = backends_for(self.weight.device)
         refusals = {name: b.why_not(self.weight, self.pattern, x, self.dim) for name, b in there.items()}
         able = [name for name, refusal in refusals.items() if refusal is None]
@@ -165,8 +167,9 @@ class Dispatched:
                 return Choice("dense", {}, next(iter(sparse.values())))
             told = "; ".join(f"{name}: {refusal}" for name, refusal in sparse.items())
             return Choice("dense", {}, told or f"no kernels for {self.weight.device.type} tensors")
-        # layers alike share a measurement
-        alike = (self.weight.shape, self.weight.dtype, self.weight.device, str(self.pattern), self.dim, key)
+        # layers alike share a measurement, if the same backends can hold them
+        weight, pattern = self.weight, str(self.pattern)
+        alike = (weight.shape, weight.dtype, weight.device, pattern, self.dim, tuple(able), key)
         if alike not in _measured:
             _measured[alike] = self._measure(able, x, bias, convolution)
         return _measured[alike]

@@ -27,6 +27,8 @@ PATTERNS: dict[str, Any] = {
     "vectorwise": NM(1, 4, vector=64),
 }
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*")  # rows of x that nobody asks for
+
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,3 +209,19 @@ with torch.no_grad():
     operator(torch.ones(1, 64).half(), torch.ones(64, 64).half(), torch.zeros(1, 64).int(), None, 64, 64)
 """
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.usefixtures("card")
+def test_weights_alike_that_not_every_backend_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two weights of one pattern by name, of which one is 2:4 too: what was measured for it is not the other's."""
+    both = sparse((64, 128), NM(1, 4, vector=64)), sparse((64, 128), Block1xN(32, 0.75))
+    monkeypatch.setattr(
+        type(BACKENDS["vectorwise"]), "_why_not", lambda self, weight, *_: None if weight is both[0] else "it cannot"
+    )
+    x, backends = torch.randn(3, 128, device=DEVICE).bfloat16(), []
+    for weight in both:
+        held = Dispatched(weight, Block1xN(32, 0.75), 1)
+        held.product(x, None, None)
+        backends.append(held.made()[0].times.keys())
+    assert "vectorwise" in backends[0]
+    assert "vectorwise" not in backends[1]
