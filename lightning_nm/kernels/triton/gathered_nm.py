@@ -52,10 +52,13 @@ def kernel(
         sums = sums + (tl.zeros([ROWS, WORDS], tl.float32),)
     for chunk in range(split, chunks, tl.num_programs(1)):
         place = row * chunks + chunk  # [ROWS, 1]
-        positions = tl.load(positions_ptr + place * WORDS + word, mask=there, other=0)  # [ROWS, WORDS]
+        # one word for a lane, like one input: triton before 3.9 would exchange wider loads through shared memory
+        words = tl.max_contiguous(positions_ptr + place * WORDS + word, [1, 1])
+        positions = tl.load(words, mask=there, other=0)  # [ROWS, WORDS]
         x = x_ptr + chunk * (WORDS * GROUPS * M) + word * M  # [1, WORDS]
         for pair in tl.static_range(PAIRS):
-            values = tl.load(values_ptr + (place * PAIRS + pair) * WORDS + word, mask=there, other=0)  # [ROWS, WORDS]
+            words = tl.max_contiguous(values_ptr + (place * PAIRS + pair) * WORDS + word, [1, 1])
+            values = tl.load(words, mask=there, other=0)  # [ROWS, WORDS]
             for half in tl.static_range(2):
                 at = (positions >> ((2 * pair + half) * BITS)) & ((1 << BITS) - 1)
                 if (1 << BITS) > M:  # a position of no weight, in a corrupt layout
