@@ -185,9 +185,12 @@ _ROW = Convolution((1,), (1,), (0,), (1,), 1)
 def matmul(x: Tensor, values: Tensor, inputs: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ W^T + bias`` of x ``[B, I]``, values ``[blocks, N]``: sixteen rows of x are the pixels of an image."""
     batch, width = x.shape
+    outputs = (len(starts) - 1) * values.shape[1]
+    if not x.numel():
+        return (x.new_zeros(outputs) if bias is None else bias.to(x.dtype)).repeat(batch, 1)
     images = -(-batch // LANES)
     if batch < images * LANES:
         x = F.pad(x, (0, 0, 0, images * LANES - batch))
     pixels = x.reshape(images, LANES, width).transpose(1, 2)
     out = convolution(pixels, values[:, None], inputs, starts, bias, _ROW)
-    return out.transpose(1, 2).reshape(images * LANES, out.shape[1])[:batch].contiguous()
+    return out.transpose(1, 2).reshape(images * LANES, outputs)[:batch].contiguous()

@@ -75,6 +75,8 @@ def padded(x: Tensor, padding: tuple[int, ...], width: int) -> Tensor:
         width: a multiple of 16.
     """
     out = x.new_empty(*(size + 2 * more for size, more in zip(x.shape, padding)), width)
+    if not out.numel():
+        return out
     lines = _lines(x.shape, padding)
     addresses = x.data_ptr(), out.data_ptr(), lines.data_ptr()
     sizes = padding[-1], x.shape[-2], padding[-1], x.shape[-1], width // LANES

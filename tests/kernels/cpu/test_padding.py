@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 pytest.importorskip("llvmlite")
 
@@ -28,6 +27,7 @@ from lightning_nm.kernels.cpu.padding import padded
 def test_zeros_around(batch: int, sizes: tuple[int, ...], padding: tuple[int, ...], more: int, channels: int) -> None:
     """As torch puts them there, and behind the channels."""
     x, width = torch.randn(batch, *sizes, channels), (channels + 15) // 16 * 16 + more
-    around = [each for amount in (*reversed(padding), 0) for each in (amount, amount)]
-    expected = F.pad(x, [0, width - channels, *around])
+    expected = torch.zeros(batch, *(size + 2 * amount for size, amount in zip(sizes, padding)), width)
+    inside = tuple(slice(amount, amount + size) for size, amount in zip(sizes, padding))
+    expected[(slice(None), *inside, slice(channels))] = x
     assert torch.equal(padded(x, (0, *padding), width), expected)
