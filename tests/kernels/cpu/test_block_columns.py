@@ -124,10 +124,9 @@ def test_defaults_of_torch_do_not_matter() -> None:
     x = torch.randn(1, 8, 11, 13)
     try:
         torch.set_default_dtype(torch.bfloat16)
-        torch.set_default_device("meta")
-        out = block_columns.convolution(x, packed.values, packed.inputs, packed.starts, None, THREE)
+        with torch.device("meta"):
+            out = block_columns.convolution(x, packed.values, packed.inputs, packed.starts, None, THREE)
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(out, THREE.dense(x, weight, None), atol=1e-4, rtol=1e-5)
 

@@ -128,10 +128,9 @@ def test_defaults_of_torch_do_not_matter() -> None:
     packed = PackedNM.pack(weight, pattern)
     try:
         torch.set_default_dtype(torch.bfloat16)
-        torch.set_default_device("meta")
-        out = nm_columns.convolution(x, packed.values, packed.positions, None, packed.layout, 20, THREE)
+        with torch.device("meta"):
+            out = nm_columns.convolution(x, packed.values, packed.positions, None, packed.layout, 20, THREE)
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(out, THREE.dense(x, weight, None), atol=1e-4, rtol=1e-5)
 
