@@ -127,7 +127,7 @@ def validate(
     times: dict[str, list[float]] = {}
     first: dict[str, float] = {}
     loader: DataLoader[Tensor] = DataLoader([x] * (batches + 1), batch_size=None)  # type: ignore[arg-type]
-    for _ in range(rounds):
+    for _ in range(max(2, rounds)):  # quartiles are of two or more
         for kind, copies in models.items():
             for name, model in copies.items():
                 trainer = L.Trainer(
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 32))
     parser.add_argument("--patterns", nargs="+", default=["2:4", "1x16@0.75"])
     parser.add_argument("--seconds", type=float, default=10.0, help="for the forward passes of each network and batch")
-    parser.add_argument("--rounds", type=int, default=2, help="of Trainer.validate")
+    parser.add_argument("--rounds", type=int, default=2, help="of Trainer.validate, two at least")
     parser.add_argument("--report", action="store_true", help="print what ran where, and why")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
