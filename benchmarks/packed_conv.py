@@ -14,13 +14,14 @@ import argparse
 from typing import NamedTuple
 
 import torch
-from packed_linear import medians, packed
+from packed_linear import medians
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_nm.callbacks.table import markdown_table
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.patterns import NM, Block1xN, parse
+from lightning_nm.sparse import pack
 
 
 class Layer(NamedTuple):
@@ -71,7 +72,7 @@ def measure(layer: Layer, batch: int, patterns: list[NM | Block1xN], seconds: fl
     fitting = [pattern for pattern in patterns if not isinstance(pattern, Block1xN) or layer.outputs % pattern.n == 0]
     for pattern in fitting:
         weight = torch.where(pattern.mask(dense), dense, 0.0)
-        ours = packed(weight, pattern)
+        ours = pack(weight, pattern)
         expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding).float()
         torch.testing.assert_close(ours.convolution(x, bias, convolution), expected, atol=1e-2, rtol=1e-3)
         candidates.append(lambda ours=ours: ours.convolution(x, bias, convolution))  # type: ignore[misc]

@@ -10,39 +10,24 @@ threads, under `torch.inference_mode` as Lightning evaluates. Every result is ch
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_nm.callbacks.table import markdown_table
 from lightning_nm.patterns import NM, Block1xN, parse
-from lightning_nm.sparse import PackedBlocks, PackedNM
+from lightning_nm.sparse import pack
+from lightning_nm.sparse.timing import take_turns
 
 PATTERNS = ("2:4", "1:4", "1:8", "1:16", "1x16@0.5", "1x16@0.75", "1x32@0.5", "1x32@0.75")
 
 
-def packed(weight: Tensor, pattern: NM | Block1xN) -> PackedNM | PackedBlocks:
-    return PackedNM.pack(weight, pattern) if isinstance(pattern, NM) else PackedBlocks.pack(weight, pattern)
-
-
 def medians(candidates: Sequence[Callable[[], object]], seconds: float) -> list[float]:
-    times: list[list[float]] = [[] for _ in candidates]
     for candidate in candidates:
         candidate()  # compiles
-    end = time.perf_counter() + seconds
-    order = list(range(len(candidates)))
-    while time.perf_counter() < end or len(times[0]) < 5:
-        random.shuffle(order)  # each leaves its own data and code in the caches for the next
-        for which in order:
-            start = time.perf_counter()
-            candidates[which]()
-            times[which].append(time.perf_counter() - start)
-    return [statistics.median(own) for own in times]
+    timings = take_turns({str(at): candidate for at, candidate in enumerate(candidates)}, seconds)
+    return [timing.median for timing in timings.values()]
 
 
 def measure(pattern: NM | Block1xN, size: tuple[int, int], batch: int, seconds: float) -> tuple[float, float]:
@@ -50,7 +35,7 @@ def measure(pattern: NM | Block1xN, size: tuple[int, int], batch: int, seconds: 
     torch.manual_seed(0)
     dense = torch.randn(size)
     weight, bias, x = torch.where(pattern.mask(dense), dense, 0.0), torch.randn(size[0]), torch.randn(batch, size[1])
-    ours = packed(weight, pattern)
+    ours = pack(weight, pattern)
     prepacked = torch.ops.mkldnn._reorder_linear_weight(weight, batch)
     expected = (x.double() @ weight.double().T + bias).float()
     torch.testing.assert_close(ours.linear(x, bias), expected, atol=1e-2, rtol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -67,14 +68,16 @@ def take_turns(
     {'sum': 3}
 
     Args:
-        calls: by name; every round makes each once, in this order.
+        calls: by name; every round makes each once, in any order: each leaves its own data in the caches for the next.
         seconds: for all of them together.
         fewest: rounds, however long they take; two at least.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order, dice = list(calls), random.Random(0)
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < fewest or time.perf_counter() < end:
-        for name, call in calls.items():
-            times[name].append(clock(call))
+        dice.shuffle(order)
+        for name in order:
+            times[name].append(clock(calls[name]))
         rounds += 1
     return {name: Timing.of(own) for name, own in times.items()}

@@ -9,11 +9,11 @@ from lightning_nm.sparse.timing import Timing, stopwatch, take_turns, wall_clock
 
 
 def test_calls_take_turns_for_as_many_rounds_as_asked():
-    """One after the other in every round, however little time there is."""
+    """Each once in every round, now before the other, now after it, however little time there is."""
     made: list[str] = []
-    timings = take_turns({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, 0.0, fewest=3)
-    assert made == ["a", "b"] * 3
-    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 3, "b": 3}
+    timings = take_turns({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, 0.0, fewest=20)
+    assert {tuple(made[at : at + 2]) for at in range(0, 40, 2)} == {("a", "b"), ("b", "a")}
+    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 20, "b": 20}
 
 
 def test_time_is_used_up():
