@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lightning_nm.kernels import on_gpu
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.patterns import NM, Block1xN, Pattern
-from lightning_nm.sparse import BACKENDS, accelerate, dispatch, recognise
+from lightning_nm.sparse import BACKENDS, accelerate, decision, recognise
 from lightning_nm.sparse.backends import backends_for
 from lightning_nm.sparse.dispatch import Dispatched
 from lightning_nm.sparse.gpu_backends import Gpu, whole_groups
@@ -38,7 +38,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Gpu, "_no_card", lambda self, weight: None)
         for name in ("onednn", "cpu"):
             monkeypatch.setattr(type(BACKENDS[name]), "device", "another")
-    dispatch.forget()
+    decision.forget()
 
 
 def sparse(shape: tuple[int, ...], pattern: Pattern, dim: int = 1, dtype: torch.dtype = torch.bfloat16) -> Tensor:
