@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-import lightning_nm
 from lightning_nm.sparse import found, machine
 from lightning_nm.sparse.choice import Choice
 
@@ -49,7 +48,6 @@ def read(device: torch.device, product: Sequence[object], able: Sequence[str]) -
 
 
 def _key(device: torch.device, product: Sequence[object]) -> str:
-    versions = f"torch {torch.__version__}, lightning_nm {lightning_nm.__version__}"
-    if device.type == "cuda":
-        versions += f", triton {machine.installed('triton')}"
-    return "; ".join([machine.name(device), versions, *map(str, product)])
+    packages = ["lightning-nm", *(["triton"] if device.type == "cuda" else [])]
+    versions = [f"torch {torch.__version__}", *(f"{package} {machine.installed(package)}" for package in packages)]
+    return "; ".join([machine.name(device), *versions, *map(str, product)])
