@@ -42,6 +42,7 @@ TESTS = (
     "tests/kernels/triton/test_bitplane_nm.py",
     "tests/kernels/triton/test_vectorwise_nm.py",
     "tests/kernels/triton/test_finish.py",
+    "tests/kernels/triton/test_activation.py",
     "tests/kernels/triton/test_split.py",
     "tests/kernels/triton/test_split_sizes.py",
     "tests/sparse/test_gpu_ops.py",

@@ -46,11 +46,18 @@ def on_device(x: Tensor) -> AbstractContextManager[None]:
     return on
 
 
-def gathered(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: gathered_nm.Layout) -> Tensor:
+def gathered(
+    x: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    layout: gathered_nm.Layout,
+    activation: str = "none",
+) -> Tensor:
     """`gathered_nm.matmul`, of values ``[O, chunks, pairs, 2 words]``."""
     with on_device(x):
         products = _products("gathered_nm", x.is_cuda)
-        out: Tensor = products.matmul(x, positions, values.view(torch.int32), bias, layout)
+        out: Tensor = products.matmul(x, positions, values.view(torch.int32), bias, layout, activation)
         return out
 
 
@@ -60,11 +67,19 @@ def pack_gathered(rows: Tensor, mask: Tensor, layout: gathered_nm.Layout) -> tup
     return positions, values.view(rows.dtype)
 
 
-def bitplane(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
+def bitplane(
+    x: Tensor,
+    values: Tensor,
+    planes: Tensor,
+    bias: Tensor | None,
+    m: int,
+    outputs: int,
+    activation: str = "none",
+) -> Tensor:
     """`bitplane_nm.matmul`, of values ``[O, spans, N, 32]``."""
     with on_device(x):
         products = _products("bitplane_nm", x.is_cuda)
-        out: Tensor = products.matmul(x, values.view(torch.int32), planes, bias, m, outputs)
+        out: Tensor = products.matmul(x, values.view(torch.int32), planes, bias, m, outputs, activation)
         return out
 
 
@@ -74,8 +89,10 @@ def pack_bitplane(rows: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, T
     return values.view(rows.dtype), planes
 
 
-def vectorwise(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+def vectorwise(
+    x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int, activation: str = "none"
+) -> Tensor:
     """`vectorwise_nm.matmul`."""
     with on_device(x):
-        out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs)
+        out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs, activation)
         return out
