@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from lightning_nm.callbacks import NMSparsityCallback, loggers
+from lightning_nm.callbacks import loggers
 from lightning_nm.callbacks.table import print_table
 from lightning_nm.sparse import SparseTraining
 from lightning_nm.sparse.acceleration import Row
 from lightning_nm.strategies.sparse_evaluation import SparseEvaluation
+
+if TYPE_CHECKING:
+    from lightning_nm.callbacks import NMSparsityCallback
 
 
 class SparseSteps(SparseEvaluation):
@@ -69,6 +72,8 @@ class SparseSteps(SparseEvaluation):
 
 
 def _callback(trainer: Trainer) -> NMSparsityCallback:
+    from lightning_nm.callbacks import NMSparsityCallback  # it may be what imports Lightning, which imports this
+
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, NMSparsityCallback):
             return callback
