@@ -48,6 +48,7 @@ TESTS = (
     "tests/sparse/test_gpu_ops.py",
     "tests/sparse/test_gpu_backends.py",
     "tests/sparse/test_cusparselt.py",
+    "tests/sparse/test_sparse_training.py",
     "tests/sparse/test_timing.py",
     "tests/kernels/test_init.py",
     "tests/conversion/test_adaprune.py",

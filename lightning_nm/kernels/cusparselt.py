@@ -29,8 +29,11 @@ class Algorithm(NamedTuple):
     split_k_mode: int = -1
 
 
-def compress(rows: Tensor) -> Tensor:
+def compress(rows: Tensor, *, known: bool = False) -> Tensor:
     """Of ``rows`` ``[O, I]``.
+
+    Args:
+        known: to be 2:4, so that nobody looks: nothing waits for the card.
 
     Raises:
         ValueError: a group of four holds more than two weights, from which cuSPARSELt would make garbage; or a side is
@@ -38,10 +41,11 @@ def compress(rows: Tensor) -> Tensor:
     """
     if rows.shape[0] % SIDE or rows.shape[1] % SIDE:
         raise ValueError(f"cuSPARSELt takes multiples of {SIDE} outputs and inputs, not {tuple(rows.shape)}")
-    if not is_two_of_four(rows):
+    if not known and not is_two_of_four(rows):
         raise ValueError(f"a weight of shape {tuple(rows.shape)} is not 2:4")
-    # +0 for -0, which some take for a weight
-    return torch._cslt_compress(torch.where(rows != 0, rows.detach(), 0.0).contiguous())
+    # in one pass row-major, and +0 for -0, which some take for a weight
+    out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+    return torch._cslt_compress(torch.add(rows.detach(), 0.0, out=out))
 
 
 def is_two_of_four(rows: Tensor) -> bool:

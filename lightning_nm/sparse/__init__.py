@@ -9,8 +9,9 @@ from lightning_nm.sparse.backends import BACKENDS, pack
 from lightning_nm.sparse.blocks import PackedBlocks
 from lightning_nm.sparse.nm import PackedNM
 from lightning_nm.sparse.recognise import recognise
+from lightning_nm.sparse.sparse_training import SparseTraining
 
 # they may lie in files that are loaded with weights_only=True: their constructors check what they are given
 torch.serialization.add_safe_globals([PackedBlocks, PackedNM])
 
-__all__ = ["BACKENDS", "Acceleration", "PackedBlocks", "PackedNM", "accelerate", "pack", "recognise"]
+__all__ = ["BACKENDS", "Acceleration", "PackedBlocks", "PackedNM", "SparseTraining", "accelerate", "pack", "recognise"]

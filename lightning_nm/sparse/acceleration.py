@@ -183,10 +183,15 @@ class Acceleration:
 
     def report(self) -> str:
         """`rows` as text."""
-        lines = [("weight", "shape", "pattern", "backend", "why")]
-        lines += [(r.name, str(list(r.shape)), r.pattern, r.backend, r.reason) for r in self.rows()]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+        return told(self.rows())
+
+
+def told(rows: Sequence[Row]) -> str:
+    """As text, in columns."""
+    lines = [("weight", "shape", "pattern", "backend", "why")]
+    lines += [(r.name, str(list(r.shape)), r.pattern, r.backend, r.reason) for r in rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
 
 
 def _take_back(model: nn.Module) -> None:

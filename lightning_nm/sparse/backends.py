@@ -40,6 +40,8 @@ class Backend(ABC):
     name: str
     device: str | None = None
     """The type of devices that it is for; None: any."""
+    packs_fast = False
+    """Whether to pack a weight costs little beside a product of many rows, so that training may do it at each step."""
 
     @abstractmethod
     def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor, dim: int = 1) -> str | None:
@@ -48,6 +50,10 @@ class Backend(ABC):
     @abstractmethod
     def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
         """The weight in its form."""
+
+    def hold_known(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
+        """`hold` of a weight that is known to obey its pattern: nobody looks at it, so that nothing waits for a GPU."""
+        return self.hold(weight, pattern, dim)
 
 
 class DenseOperand:
@@ -154,6 +160,7 @@ class Cpu(Backend):
 
     name = "cpu"
     device = "cpu"
+    packs_fast = True
 
     def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor, dim: int = 1) -> str | None:
         if weight.device.type != "cpu":

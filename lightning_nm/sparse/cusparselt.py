@@ -2,7 +2,7 @@
 
 For every size of weight and every batch up to the next power of two, all algorithms and the split-k that cuSPARSELt's
 own search finds are checked against float32 on random numbers, then timed. The choice is kept on disk by card and
-versions, and checked once more in each process that reads it.
+versions, and checked once more in each process that reads it; there weights alike share it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from lightning_nm.sparse.timing import stopwatch
 
 _FILE = "cusparselt"
 _ROUNDS = 5
+_checked: dict[str, Algorithm] = {}
+"""What was found right in this process, by `_key`."""
 
 
 class Cusparselt(Gpu):
     """For 2:4 weights, and those sparser ones that are 2:4 too."""
 
     name = "cusparselt"
+    packs_fast = True
 
     def _no_card(self, weight: Tensor) -> str | None:
         if (reason := self._no_cuda(weight)) is not None:
@@ -45,13 +48,17 @@ class Cusparselt(Gpu):
         rows = matrix(weight, dim)
         return GpuOperand(len(rows), _Product(rows))
 
+    def hold_known(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
+        rows = matrix(weight, dim)
+        return GpuOperand(len(rows), _Product(rows, known=True))
+
 
 class _Product:
     """Multiplies, and finds out how at each new size."""
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, *, known: bool = False) -> None:
         with on_gpu.on_device(rows):
-            self._rows, self._compressed = rows, cusparselt.compress(rows)
+            self._rows, self._compressed = rows, cusparselt.compress(rows, known=known)
         self._algorithms: dict[tuple[int, bool], Algorithm] = {}
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,8 +77,14 @@ def choose(rows: Tensor, compressed: Tensor, most: int, with_bias: bool) -> Algo
     Raises:
         RuntimeError: none is right.
     """
-    problems = [_Problem(rows, batch, with_bias) for batch in dict.fromkeys((most, most // 2 + 1))]
     key = _key(rows, most, with_bias)
+    if key not in _checked:
+        _checked[key] = _search(key, rows, compressed, most, with_bias)
+    return _checked[key]
+
+
+def _search(key: str, rows: Tensor, compressed: Tensor, most: int, with_bias: bool) -> Algorithm:
+    problems = [_Problem(rows, batch, with_bias) for batch in dict.fromkeys((most, most // 2 + 1))]
     known = _algorithm(found.read(_FILE, key))
     if known is not None and all(problem.is_solved(compressed, known) for problem in problems):
         return known

@@ -5,14 +5,17 @@ from __future__ import annotations
 from lightning.fabric.strategies import _StrategyRegistry  # type: ignore[attr-defined]
 from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_nm.strategies.sparse_evaluation import SparseEvaluation
+from lightning_nm.strategies.sparse_steps import SparseSteps
 
 
-class NMSparseDDPStrategy(SparseEvaluation, DDPStrategy):
-    """DDP; sparse kernels in validation, test and predict. Each process finds the fastest for itself.
+class NMSparseDDPStrategy(SparseSteps, DDPStrategy):
+    """DDP; sparse kernels in validation, test and predict, and in training if asked for.
+
+    Each process finds the fastest for itself.
 
     Args:
         backend, report: see `SparseEvaluation`.
+        sparse_training: see `SparseSteps`.
         others: those of Lightning's DDPStrategy.
     """
 

@@ -9,15 +9,16 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_nm.sparse.decision import AUTO
-from lightning_nm.strategies.sparse_evaluation import SparseEvaluation
+from lightning_nm.strategies.sparse_steps import SparseSteps
 
 
-class NMSparseStrategy(SparseEvaluation, SingleDeviceStrategy):
-    """One device; sparse kernels in validation, test and predict.
+class NMSparseStrategy(SparseSteps, SingleDeviceStrategy):
+    """One device; sparse kernels in validation, test and predict, and in training if asked for.
 
     Args:
         device: None: the one that the Trainer's ``accelerator`` and ``devices`` name.
         backend, report: see `SparseEvaluation`.
+        sparse_training: see `SparseSteps`.
         others: those of Lightning's SingleDeviceStrategy.
 
     Raises:
@@ -27,9 +28,16 @@ class NMSparseStrategy(SparseEvaluation, SingleDeviceStrategy):
     strategy_name = "nm_sparse"
 
     def __init__(
-        self, device: str | int | torch.device | None = None, *, backend: str = AUTO, report: bool = True, **others: Any
+        self,
+        device: str | int | torch.device | None = None,
+        *,
+        backend: str = AUTO,
+        report: bool = True,
+        sparse_training: bool = False,
+        **others: Any,
     ) -> None:
-        super().__init__("cpu" if device is None else device, backend=backend, report=report, **others)
+        asked: dict[str, Any] = {"backend": backend, "report": report, "sparse_training": sparse_training}
+        super().__init__("cpu" if device is None else device, **asked, **others)
         self._devices = [] if device is None else [self.root_device]
 
     @property

@@ -33,6 +33,7 @@ AREAS = (
     "Compilation",
     "Averaging",
     "Sparse evaluation",
+    "Sparse training",
     "Callbacks",
     "Entry points",
     "Interruption",
