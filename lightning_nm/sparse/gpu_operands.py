@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_nm.kernels import bitplane_nm, cusparselt, gathered_nm, vectorwise_nm
+from lightning_nm.kernels import bitplane_nm, cusparselt, gathered_nm, sparse_mma, vectorwise_nm
 from lightning_nm.kernels.activation import ACTIVATIONS
 from lightning_nm.sparse.operands import Seen, Shape, check_x, remembered
 
@@ -83,6 +83,25 @@ def check_vectorwise(
     length = int(values.shape[1])
     _check_shape("values", values, (-(-outputs // block) * block, length), x)
     _check_shape("inputs", inputs, (-(-outputs // block), length), x)
+    return (*x.shape[:-1], outputs)
+
+
+@remembered
+def check_sparse_mma(
+    x: Seen,
+    values: Seen,
+    positions: Seen,
+    bias: Seen | None,
+    outputs: int,
+    in_features: int,
+    activation: str = "none",
+) -> Shape:
+    """Shape of the result."""
+    _check_activation(activation)
+    _check(x, values, bias, outputs, positions, in_features)
+    tiles = sparse_mma.tiles(outputs, in_features)
+    _check_shape("values", values, (*tiles, sparse_mma.STEPS, 2, sparse_mma.LANES, 8), x)
+    _check_shape("positions", positions, (*tiles, sparse_mma.LANES, sparse_mma.STEPS), x)
     return (*x.shape[:-1], outputs)
 
 

@@ -3,6 +3,7 @@
     torch.ops.lightning_nm.gathered_linear(x, positions, values, bias, n, m, in_features, activation)
     torch.ops.lightning_nm.bitplane_linear(x, values, planes, bias, m, outputs, in_features, activation)
     torch.ops.lightning_nm.vectorwise_linear(x, values, inputs, bias, outputs, in_features, activation)
+    torch.ops.lightning_nm.sparse_mma_linear(x, values, positions, bias, outputs, in_features, activation)
     torch.ops.lightning_nm.cusparselt_linear(
         x, compressed, bias, outputs, in_features, alg_id, split_k, split_k_mode, activation)
 
@@ -22,7 +23,13 @@ from torch import Tensor
 from lightning_nm.kernels import cusparselt, on_gpu
 from lightning_nm.kernels.activation import activated
 from lightning_nm.kernels.gathered_nm import Layout
-from lightning_nm.sparse.gpu_operands import check_bitplane, check_cusparselt, check_gathered, check_vectorwise
+from lightning_nm.sparse.gpu_operands import (
+    check_bitplane,
+    check_cusparselt,
+    check_gathered,
+    check_sparse_mma,
+    check_vectorwise,
+)
 from lightning_nm.sparse.ops import register
 
 
@@ -78,6 +85,22 @@ def _vectorwise(
     return on_gpu.vectorwise(_rows(x), values.contiguous(), within, bias, outputs, activation).view(shape)
 
 
+def _sparse_mma(
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    in_features: int,
+    activation: str = "none",
+) -> Tensor:
+    shape = check_sparse_mma(x, values, positions, bias, outputs, in_features, activation)
+    if not x.numel():
+        return _of_nothing(x, bias, shape, activation)
+    packed = values.contiguous(), positions.contiguous()
+    return on_gpu.sparse_tensor_cores(_rows(x), *packed, bias, outputs, activation).view(shape)
+
+
 def _cusparselt(
     x: Tensor,
     compressed: Tensor,
@@ -119,6 +142,10 @@ def _fake_vectorwise(x: Tensor, *packed: Any) -> Tensor:
     return x.new_empty(check_vectorwise(x, *packed))
 
 
+def _fake_sparse_mma(x: Tensor, *packed: Any) -> Tensor:
+    return x.new_empty(check_sparse_mma(x, *packed))
+
+
 def _fake_cusparselt(x: Tensor, *packed: Any) -> Tensor:
     return x.new_empty(check_cusparselt(x, *packed[:4], *packed[7:]))
 
@@ -140,6 +167,12 @@ register(
     "Tensor x, Tensor values, Tensor inputs, Tensor? bias, int outputs, int in_features, str activation='none'",
     _vectorwise,
     _fake_vectorwise,
+)
+register(
+    "sparse_mma_linear",
+    "Tensor x, Tensor values, Tensor positions, Tensor? bias, int outputs, int in_features, str activation='none'",
+    _sparse_mma,
+    _fake_sparse_mma,
 )
 register(
     "cusparselt_linear",

@@ -54,6 +54,11 @@ def _bitplane(pattern: NM | Block1xN, rows: int) -> _Cost:
     return _Cost(_packed(pattern), rows / _BALANCE, 2, (3.0 + 2.8 * (n - 1) * pattern.density) / _ISSUE)
 
 
+def _sparse_mma(pattern: NM | Block1xN, rows: int) -> _Cost:
+    # what a 2:4 weight takes, whatever the pattern; sums of 64 rows at a time, at about the dense rate
+    return _Cost(9 / 16 * max(1, -(-rows // 64)), rows / _BALANCE, 1 + (rows > 8), 1.2 / _ISSUE)
+
+
 def _vectorwise(pattern: NM | Block1xN, rows: int) -> _Cost:
     # of the tensor cores' rate some 70 % is reached while rows of x are gathered
     return _Cost(pattern.density, pattern.density * rows / _BALANCE / 0.7, 2)
@@ -68,6 +73,7 @@ _COSTS: dict[str, Callable[[NM | Block1xN, int], _Cost]] = {
     "gathered": _gathered,
     "bitplane": _bitplane,
     "vectorwise": _vectorwise,
+    "sparse_mma": _sparse_mma,
     "cusparselt": _cusparselt,
 }
 

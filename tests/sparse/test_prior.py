@@ -20,6 +20,7 @@ LARGE = 14336 * 4096
         ("bitplane", NM(2, 4), LARGE, 64),
         ("bitplane", NM(1, 4), LARGE, 32),
         ("bitplane", NM(2, 8), 4096 * 4096, 16),
+        ("sparse_mma", NM(2, 4), LARGE, 64),
         ("vectorwise", Block1xN(32, 0.75), 4096 * 4096, 4096),
         ("vectorwise", NM(1, 4), LARGE, 1),
         ("cusparselt", NM(2, 4), 4096 * 4096, 4096),
