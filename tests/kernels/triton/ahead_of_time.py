@@ -34,6 +34,8 @@ class Request:
     warps: int = 4
     stages: int = 3
     kernel: str = "kernel"
+    odd: tuple[str, ...] = ()
+    """Sizes that are no multiples of 16, as the others and all pointers are: Triton finds that out at run time."""
 
 
 @dataclass
@@ -77,14 +79,18 @@ def _compile(request: Request) -> Binary:
     from triton.compiler import ASTSource
 
     kernel = getattr(import_module(request.module), request.kernel)
-    signature = {**request.signature, **dict.fromkeys(request.constants, "constexpr")}
-    names = list(signature)
+    given = {**request.signature, **dict.fromkeys(request.constants, "constexpr")}
+    names = kernel.arg_names
+    signature = {name: given[name] for name in names}
     source = ASTSource(
         kernel,
         signature,
         {(names.index(name),): value for name, value in request.constants.items()},
-        # pointers and sizes are multiples of 16, as Triton finds out at run time
-        {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] in "*i"},
+        {
+            (i,): [["tt.divisibility", 16]]
+            for i, (name, kind) in enumerate(signature.items())
+            if kind[0] in "*i" and name not in request.odd
+        },
     )
     options = {"num_warps": request.warps, "num_stages": request.stages}
     made = triton.compile(source, target=GPUTarget("cuda", request.capability, 32), options=options)
