@@ -39,6 +39,27 @@ class Convolution(NamedTuple):
             return False
         return shape[1] % groups == 0 and outputs % groups == 0 and min(self.spatial(shape[2:])) > 0
 
+    def spread(self, x: Tensor) -> tuple[Tensor, Convolution]:
+        """The same in three dimensions, of which those added have size 1: (a view of x ``[B, C, D, H, W]``, it)."""
+        more = 3 - len(self.kernel)
+        sizes = [(each,) * more for each in (1, 1, 0, 1)]
+        kernel, stride, padding, dilation = (new + old for new, old in zip(sizes, self[:-1]))
+        for _ in range(more):
+            x = x.unsqueeze(2)
+        return x, Convolution(kernel, stride, padding, dilation, self.groups)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """X ``[B, C, *sizes]`` between its zeros."""
+        around = [size for size in reversed(self.padding) for _ in range(2)]
+        return F.pad(x, around) if any(around) else x
+
+    def patches(self, x: Tensor) -> Tensor:
+        """``[pixels of the result, T * C]``: what a filter of all C inputs sees of x ``[B, C, *sizes]``, tap by tap."""
+        x = self.padded(x)
+        for at, (size, stride, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation), 2):
+            x = x.unfold(at, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        return x.movedim(1, -1).flatten(-1 - len(self.kernel)).flatten(0, -2)
+
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """By torch, of a dense weight ``[O, I / groups, *kernel]``."""
         convolve = _BY_DIMENSIONS[len(self.kernel)]

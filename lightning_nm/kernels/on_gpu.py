@@ -16,7 +16,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lightning_nm.kernels import bitplane_nm, gathered_nm, sparse_mma
+from lightning_nm.kernels import bitplane_conv as bitplane_filters
+from lightning_nm.kernels import gathered_nm, sparse_mma
+from lightning_nm.kernels.convolution import Convolution
 
 OLDEST = (3, 5)
 """Version of triton for which the kernels were compiled."""
@@ -83,9 +85,9 @@ def bitplane(
         return out
 
 
-def pack_bitplane(rows: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
-    """`bitplane_nm.pack`: (values, planes)."""
-    values, planes = bitplane_nm.pack(rows, mask, n, m)
+def pack_bitplane(rows: Tensor, mask: Tensor, n: int, m: int, taps: int = 1) -> tuple[Tensor, Tensor]:
+    """(values, planes), as `bitplane_conv.pack` makes them; those of one tap are `bitplane_nm.pack`'s."""
+    values, planes = bitplane_filters.pack(rows, mask, taps, n, m)
     return values.view(rows.dtype), planes
 
 
@@ -95,6 +97,39 @@ def vectorwise(
     """`vectorwise_nm.matmul`."""
     with on_device(x):
         out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs, activation)
+        return out
+
+
+def bitplane_conv(
+    x: Tensor,
+    values: Tensor,
+    planes: Tensor,
+    bias: Tensor | None,
+    m: int,
+    outputs: int,
+    convolution: Convolution,
+    activation: str = "none",
+) -> Tensor:
+    """`bitplane_conv.convolve`, of values ``[O, spans, N, 32]`` and x ``[B, C, *sizes]``, not empty."""
+    with on_device(x):
+        products = _products("bitplane_conv", x.is_cuda)
+        out: Tensor = products.convolve(x, values.view(torch.int32), planes, bias, m, outputs, convolution, activation)
+        return out
+
+
+def vectorwise_conv(
+    x: Tensor,
+    values: Tensor,
+    inputs: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    convolution: Convolution,
+    activation: str = "none",
+) -> Tensor:
+    """`vectorwise_conv.convolve`, of x ``[B, C, *sizes]``, not empty."""
+    with on_device(x):
+        products = _products("vectorwise_conv", x.is_cuda)
+        out: Tensor = products.convolve(x, values, inputs, bias, outputs, convolution, activation)
         return out
 
 

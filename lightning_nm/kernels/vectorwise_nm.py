@@ -37,9 +37,19 @@ def length(there: Tensor) -> int:
     return max(1, -(-int(there.sum(1).max()) // STEP)) * STEP
 
 
-def best_block(rows: Tensor) -> tuple[int, float]:
-    """(outputs of a block, the share of the weight that is then stored): the least, larger blocks winning ties."""
-    shares = {block: length(kept(rows, block)) / rows.shape[1] for block in ROWS}
+def fits(block: int, outputs: int, groups: int) -> bool:
+    """Whether blocks straddle no groups of a convolution."""
+    return groups == 1 or outputs // groups % block == 0
+
+
+def best_block(rows: Tensor, groups: int = 1) -> tuple[int, float]:
+    """(outputs of a block, the share of the weight that is then stored): the least, larger blocks winning ties.
+
+    Args:
+        groups: of a convolution; blocks of the smallest size must fit them.
+    """
+    blocks = [block for block in ROWS if fits(block, len(rows), groups)]
+    shares = {block: length(kept(rows, block)) / rows.shape[1] for block in blocks}
     return min(shares.items(), key=lambda each: each[1])
 
 

@@ -8,6 +8,7 @@ versions, and checked once more in each process that reads it; there weights ali
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -38,7 +39,11 @@ class Cusparselt(Gpu):
             return reason
         return None if torch.backends.cusparselt.is_available() else "this torch has no cuSPARSELt"
 
-    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> str | None:
+    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int, groups: int) -> str | None:
+        if prod(weight.shape[2:]) != 1:
+            return "to copy the patches of k x k convolutions would cost what 2:4 gains"
+        if groups > 1:
+            return "cuSPARSELt multiplies no grouped convolutions"
         rows = matrix(weight, dim)
         if rows.shape[0] % cusparselt.SIDE or rows.shape[1] % cusparselt.SIDE:
             return f"cuSPARSELt takes multiples of {cusparselt.SIDE}, not {list(rows.shape)}"

@@ -1,19 +1,27 @@
 """Who multiplies with a sparse weight on a GPU. Importing this module adds them to `lightning_nm.sparse.BACKENDS`.
 
-Triton is imported when the first CUDA tensor asks. Convolutions are products of pixels where their kernel is 1x1.
+Triton is imported when the first CUDA tensor asks. Convolutions that have no kernel of their own are products of
+patches, which are the pixels themselves where the kernel is 1x1.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import cache
 from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lightning_nm.kernels import bitplane_nm, gathered_nm, nm_mask, on_gpu, vectorwise_nm
+from lightning_nm.kernels import (
+    bitplane_conv,
+    bitplane_nm,
+    gathered_nm,
+    nm_mask,
+    on_gpu,
+    vectorwise_nm,
+)
 from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.patterns import NM, Block1xN
 from lightning_nm.patterns.base import other_dim
@@ -26,27 +34,33 @@ _OLDEST_CARD = (8, 0)
 
 
 class GpuOperand:
-    """A packed weight ``[O, I]``.
+    """A packed weight ``[O, I]``; of filters I are taps and channels.
 
     Args:
         outputs: O.
         multiply: of x ``[B, I]``, B at least 1, and a bias.
+        convolve: of x ``[B, C, *sizes]``, a bias and a convolution; None: patches of x are multiplied.
     """
 
-    def __init__(self, outputs: int, multiply: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    def __init__(
+        self,
+        outputs: int,
+        multiply: Callable[[Tensor, Tensor | None], Tensor],
+        convolve: Callable[[Tensor, Tensor | None, Convolution], Tensor] | None = None,
+    ) -> None:
         self._outputs, self._multiply = outputs, multiply
+        self._convolve = convolve or self._patches
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._multiply(x.reshape(-1, x.shape[-1]), bias).view(*x.shape[:-1], self._outputs)
 
     def convolution(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
-        """Of a 1x1 kernel: of pixels, whose channels lie side by side in channels_last images."""
-        layout = memory_format(x)
-        padding = [size for size in reversed(convolution.padding) for _ in range(2)]
-        if any(padding):
-            x = F.pad(x, padding)
-        every = (slice(None), slice(None), *(slice(None, None, stride) for stride in convolution.stride))
-        return self.linear(x[every].movedim(1, -1), bias).movedim(-1, 1).contiguous(memory_format=layout)
+        return self._convolve(x, bias, convolution)
+
+    def _patches(self, x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+        out = self._multiply(convolution.patches(x), bias)
+        out = out.view(len(x), *convolution.spatial(x.shape[2:]), self._outputs).movedim(-1, 1)
+        return out.contiguous(memory_format=memory_format(x))
 
 
 class Gpu(Backend):
@@ -54,21 +68,19 @@ class Gpu(Backend):
 
     device = "cuda"
     most: int | None = None
-    """Rows of x, or pixels, beyond which another is faster in any case."""
+    """Rows of x, or pixels of it, beyond which another is faster in any case."""
 
     def why_not(self, weight: Tensor, pattern: NM | Block1xN, x: Tensor, dim: int = 1) -> str | None:
         if (reason := self._no_card(weight)) is not None:
             return reason
         if weight.dtype not in HALF or x.dtype != weight.dtype:
             return f"no kernel for {weight.dtype if weight.dtype not in HALF else x.dtype} on a GPU"
-        if prod(weight.shape[2:]) != 1:
-            return "no kernel for k x k convolutions on a GPU"
-        if weight.dim() > 2 and x.shape[1] != weight.shape[1]:
-            return "no kernel for grouped convolutions on a GPU"
-        rows = x.numel() // max(1, weight.shape[dim])
-        if self.most is not None and rows > self.most:
+        inputs, groups = weight.shape[dim], 1
+        if weight.dim() > 2:
+            inputs, groups = x.shape[1], x.shape[1] // weight.shape[1]
+        if self.most is not None and x.numel() // max(1, inputs) > self.most:
             return f"more than {self.most} rows"
-        return self._why_not(weight, pattern, dim)
+        return self._why_not(weight, pattern, dim, groups)
 
     def _no_card(self, weight: Tensor) -> str | None:
         """Why its kernels do not run where the weight lies."""
@@ -82,14 +94,14 @@ class Gpu(Backend):
         return None
 
     @abstractmethod
-    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> str | None:
-        """Why it has no kernel for this weight."""
+    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int, groups: int) -> str | None:
+        """Why it has no kernel for this weight, in so many groups."""
 
 
 def matrix(weight: Tensor, dim: int) -> Tensor:
-    """``[O, I]``, of a linear weight or 1x1 filters."""
+    """``[O, I]``, of filters ``[O, T * I]``, their T taps one after the other."""
     weight = weight.detach()
-    return weight.movedim((other_dim(dim, weight.dim()), dim), (0, 1)).flatten(1)
+    return weight.movedim((other_dim(dim, weight.dim()), dim), (0, 1)).movedim(1, -1).flatten(1)
 
 
 def whole_groups(rows: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
@@ -110,9 +122,11 @@ class Gathered(Gpu):
     name = "gathered"
     most = gathered_nm.LARGEST_BATCH
 
-    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> str | None:
+    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int, groups: int) -> str | None:
         if not isinstance(pattern, NM):
             return "no kernel for 1xN blocks"
+        if groups > 1:
+            return "no kernel for grouped convolutions of few pixels"
         layout = gathered_nm.Layout.of(pattern.n, pattern.m, weight.shape[dim])
         return None if layout else f"the positions of {pattern} do not fit a word"
 
@@ -131,17 +145,23 @@ class Bitplane(Gpu):
     name = "bitplane"
     most = 64
 
-    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> str | None:
+    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int, groups: int) -> str | None:
         if not isinstance(pattern, NM):
             return "no kernel for 1xN blocks"
+        if not bitplane_conv.fits(len(weight), groups):
+            return f"no kernel for groups that are no whole {bitplane_nm.ROWS} outputs"
         return None if bitplane_nm.supports(pattern.n, pattern.m) else f"no kernel for {pattern}"
 
     def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
         assert isinstance(pattern, NM)
         m = pattern.m
         rows, mask = whole_groups(matrix(weight, dim), pattern.n, m)
-        packed, outputs = on_gpu.pack_bitplane(rows, mask, pattern.n, m), len(rows)
-        return GpuOperand(outputs, lambda x, bias: on_gpu.bitplane(x, *packed, bias, m, outputs))
+        packed, outputs = on_gpu.pack_bitplane(rows, mask, pattern.n, m, prod(weight.shape[2:])), len(rows)
+        return GpuOperand(
+            outputs,
+            lambda x, bias: on_gpu.bitplane(x, *packed, bias, m, outputs),
+            lambda x, bias, convolution: on_gpu.bitplane_conv(x, *packed, bias, m, outputs, convolution),
+        )
 
 
 class Vectorwise(Gpu):
@@ -149,15 +169,24 @@ class Vectorwise(Gpu):
 
     name = "vectorwise"
 
-    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> str | None:
-        block, share = vectorwise_nm.best_block(matrix(weight, dim))
+    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int, groups: int) -> str | None:
+        if not vectorwise_nm.fits(least := vectorwise_nm.ROWS[-1], len(weight), groups):
+            return f"no kernel for groups that are no whole {least} outputs"
+        block, share = vectorwise_nm.best_block(matrix(weight, dim), groups)
         return None if share <= DENSEST else f"{block} outputs together need {share:.0%} of the inputs"
 
     def hold(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> Operand:
-        rows = matrix(weight, dim)
-        block, _ = vectorwise_nm.best_block(rows)
-        packed, outputs = vectorwise_nm.pack(rows, block), len(rows)
-        return GpuOperand(outputs, lambda x, bias: on_gpu.vectorwise(x, *packed, bias, outputs))
+        outputs = weight.shape[other_dim(dim, weight.dim())]
+
+        @cache
+        def packed(groups: int = 1) -> tuple[Tensor, Tensor]:
+            rows = matrix(weight, dim)
+            return vectorwise_nm.pack(rows, vectorwise_nm.best_block(rows, groups)[0])
+
+        def convolve(x: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+            return on_gpu.vectorwise_conv(x, *packed(convolution.groups), bias, outputs, convolution)
+
+        return GpuOperand(outputs, lambda x, bias: on_gpu.vectorwise(x, *packed(), bias, outputs), convolve)
 
 
 BACKENDS.update((backend.name, backend) for backend in (Gathered(), Bitplane(), Vectorwise()))

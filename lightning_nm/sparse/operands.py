@@ -77,12 +77,12 @@ def check_nm_conv(
     convolution: Convolution,
 ) -> Shape:
     check_x(x, bias, outputs, values, positions)
-    inputs = _check_convolution(x, outputs, convolution)
+    inputs = check_convolution(x, outputs, convolution)
     _check_nm(x, inputs, prod(convolution.kernel), values, positions, n, m, outputs)
     return (x.shape[0], outputs, *convolution.spatial(x.shape[2:]))
 
 
-def _check_convolution(x: Seen, outputs: int, convolution: Convolution) -> int:
+def check_convolution(x: Seen, outputs: int, convolution: Convolution) -> int:
     """Inputs of one filter."""
     dims = len(convolution.kernel)
     sizes = convolution[:-1]
@@ -124,7 +124,7 @@ def check_block_conv(
     x: Seen, values: Seen, inputs: Seen, starts: Seen, bias: Seen | None, convolution: Convolution
 ) -> Shape:
     outputs = _check_blocks(x, values, inputs, starts, bias, ("T", "N"))
-    _check_convolution(x, outputs, convolution)
+    check_convolution(x, outputs, convolution)
     if values.shape[1] != prod(convolution.kernel):
         raise ValueError(f"blocks of {values.shape[1]} kernel taps do not fit {convolution}")
     return (x.shape[0], outputs, *convolution.spatial(x.shape[2:]))

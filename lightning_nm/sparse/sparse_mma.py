@@ -21,7 +21,9 @@ class SparseMma(Gpu):
     name = "sparse_mma"
     most = 128  # the weight is read once for 64 rows
 
-    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int) -> str | None:
+    def _why_not(self, weight: Tensor, pattern: NM | Block1xN, dim: int, groups: int) -> str | None:
+        if groups > 1:
+            return "no kernel for grouped convolutions on sparse tensor cores"
         if not is_two_of_four(matrix(weight, dim)):
             return "sparse tensor cores multiply 2:4 weights only"
         return on_gpu.no_sparse_mma(weight.device, weight.dtype)

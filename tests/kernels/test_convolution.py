@@ -54,6 +54,26 @@ def test_what_is_none(convolution: Convolution, shape: tuple[int, ...]) -> None:
     assert not convolution.fits(shape, 8)
 
 
+@pytest.mark.parametrize("convolution", [ONE, Convolution((3, 2), (2, 1), (0, 2), (1, 2), 1)])
+def test_patches(convolution: Convolution) -> None:
+    """Times filters that are a matrix they are the convolution, pixel by pixel."""
+    x, rows = torch.randn(2, 4, 7, 6), torch.randn(5, 4 * convolution.kernel[0] * convolution.kernel[1])
+    out = (convolution.patches(x) @ rows.T).view(2, *convolution.spatial((7, 6)), 5).movedim(-1, 1)
+    expected = convolution.dense(x, filters(rows, convolution.kernel), None)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_spread(dims: int) -> None:
+    """The same convolution in three dimensions."""
+    convolution = Convolution((3,) * dims, (2,) * dims, (1,) * dims, (2,) * dims, 2)
+    x, weight = torch.randn(2, 4, *(6, 7, 8)[:dims]), torch.randn(6, 2, *(3,) * dims)
+    view, whole = convolution.spread(x)
+    out = whole.dense(view, weight.view(6, 2, *whole.kernel), None)
+    expected = convolution.dense(x, weight, None)
+    torch.testing.assert_close(out.view(expected.shape), expected)
+
+
 def test_filters_of_a_matrix() -> None:
     """Taps one after the other, inputs within a tap."""
     weight = torch.randn(5, 4, 3, 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nm.kernels.vectorwise_nm import ROWS, best_block, matmul, pack, unpack
+from lightning_nm.kernels.vectorwise_nm import ROWS, best_block, fits, matmul, pack, unpack
 from lightning_nm.patterns import NM, Block1xN
 
 PATTERNS = [NM(1, 4, vector=64), NM(2, 4, vector=128), NM(1, 16, vector=32), Block1xN(32, 0.75)]
@@ -54,6 +54,14 @@ def test_zeros_that_are_stored_are_those_of_the_weight() -> None:
     assert values.shape == (64, 64)
     assert values.sum() == rows.sum()
     assert inputs[0, :3].tolist() == [0, 5, 0]
+
+
+def test_blocks_straddle_no_groups() -> None:
+    """Of a convolution: a smaller block is best where larger ones, that store as much, would."""
+    rows = shared(256, 64, NM(1, 4, vector=128), torch.bfloat16)
+    assert [best_block(rows, groups)[0] for groups in (1, 2, 4, 8)] == [128, 128, 64, 32]
+    assert fits(128, 70, 1)
+    assert not fits(32, 256, 16)
 
 
 def test_best_block() -> None:

@@ -82,7 +82,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
     return made
 
 
-def weight(pattern: NM = NM(2, 4), shape: tuple[int, int] = (OUTPUTS, INPUTS), dim: int = 1) -> Tensor:
+def weight(pattern: NM = NM(2, 4), shape: tuple[int, ...] = (OUTPUTS, INPUTS), dim: int = 1) -> Tensor:
     torch.manual_seed(0)
     dense = torch.randn(shape)
     return torch.where(pattern.mask(dense, dim=dim), dense, 0.0).bfloat16()
@@ -192,11 +192,14 @@ def test_only_what_is_two_of_four_is_compressed(library: Pretended) -> None:
         (NM(1, 16), (48, 64), None),
         (NM(4, 8), (48, 64), "cuSPARSELt multiplies 2:4 weights only"),
         (NM(2, 4), (40, 64), "cuSPARSELt takes multiples of 16, not [40, 64]"),
+        (NM(2, 4), (48, 64, 1), None),
+        (NM(2, 4), (48, 32, 1), "cuSPARSELt multiplies no grouped convolutions"),
+        (NM(2, 4), (48, 64, 3), "to copy the patches of k x k convolutions would cost what 2:4 gains"),
     ],
 )
-def test_what_it_can(monkeypatch: pytest.MonkeyPatch, pattern: NM, shape: tuple[int, int], reason: str | None) -> None:
+def test_what_it_can(monkeypatch: pytest.MonkeyPatch, pattern: NM, shape: tuple[int, ...], reason: str | None) -> None:
     """By the weight's zeros, whatever its pattern is called."""
-    held, x = weight(pattern, shape), torch.empty(3, 64).bfloat16()
+    held, x = weight(pattern, shape), torch.empty((3, 64) + (8,) * (len(shape) - 2)).bfloat16()
     backend = BACKENDS["cusparselt"]
     assert backend.why_not(held, pattern, x) == "its kernels are for CUDA cards"
     monkeypatch.setattr(Gpu, "_no_cuda", lambda self, weight: None)

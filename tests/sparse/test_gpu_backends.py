@@ -75,15 +75,33 @@ def test_linear(name: str, shape: tuple[int, ...], dim: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("stride", "padding"), [((1, 1), (0, 0)), ((2, 1), (1, 0))])
-def test_pixels(name: str, layout: torch.memory_format, stride: tuple[int, int], padding: tuple[int, int]) -> None:
-    """1x1 convolutions keep the memory format of x."""
-    weight, bias = sparse((64, 128, 1, 1), PATTERNS[name]), torch.randn(64, device=DEVICE).bfloat16()
-    convolution = Convolution((1, 1), stride, padding, (1, 1), 1)
-    x = torch.randn(2, 128, 3, 2, device=DEVICE).bfloat16().contiguous(memory_format=layout)
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        Convolution((1, 1), (1, 1), (0, 0), (1, 1), 1),
+        Convolution((1, 1), (2, 1), (1, 0), (1, 1), 1),
+        Convolution((3, 2), (2, 1), (1, 0), (1, 1), 1),
+    ],
+)
+def test_convolution(name: str, layout: torch.memory_format, convolution: Convolution) -> None:
+    """Those of torch, which keep the memory format of x."""
+    weight, bias = sparse((64, 32, *convolution.kernel), PATTERNS[name]), torch.randn(64, device=DEVICE).bfloat16()
+    x = torch.randn(2, 32, 3, 2, device=DEVICE).bfloat16().contiguous(memory_format=layout)
     out = BACKENDS[name].hold(weight, PATTERNS[name], 1).convolution(x, bias, convolution)
     assert_near(out, convolution.dense(x.double(), weight.double(), bias.double()))
     assert out.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("name", ["bitplane", "vectorwise"])
+def test_grouped_convolution_of_one_dimension(name: str) -> None:
+    """Dispatched, as for a module; groups of whole tiles and blocks."""
+    weight = sparse((128, 32, 3), PATTERNS[name])
+    x, convolution = torch.randn(2, 64, 9, device=DEVICE).bfloat16(), Convolution((3,), (2,), (1,), (1,), 2)
+    held = Dispatched(weight, PATTERNS[name], 1, name)
+    assert_near(held.product(x, None, convolution), convolution.dense(x.double(), weight.double(), None))
+    assert held.made()[0].backend == name
 
 
 @pytest.mark.gpu
@@ -120,8 +138,15 @@ REFUSALS: list[tuple[str, tuple[int, ...], Any, tuple[int, ...], torch.dtype, st
     ("bitplane", (64, 128), NM(1, 4), (64, 128), torch.float16, None),
     ("vectorwise", (64, 128), NM(1, 4), (9, 128), torch.float16, "128 outputs together need 100% of the inputs"),
     ("vectorwise", (128, 1024), NM(1, 4, vector=64), (9000, 1024), torch.float16, None),
-    ("vectorwise", (64, 1024, 3, 3), NM(1, 4, vector=64), (2, 1024, 5, 5), torch.float16, "no kernel for k x k conv"),
-    ("vectorwise", (64, 1024, 1), NM(1, 4, vector=64), (2, 2048, 5), torch.float16, "no kernel for grouped conv"),
+    ("vectorwise", (64, 1024, 3, 3), NM(1, 4, vector=64), (2, 1024, 5, 5), torch.float16, None),
+    ("vectorwise", (128, 1024, 1), NM(1, 4, vector=64), (2, 2048, 5), torch.float16, None),
+    ("vectorwise", (64, 1024, 1), NM(1, 4, vector=64), (2, 2048, 5), torch.float16, None),
+    ("vectorwise", (64, 1024, 1), NM(1, 4, vector=64), (2, 4096, 5), torch.float16, "no kernel for groups that are no"),
+    ("bitplane", (64, 128, 3), NM(1, 4), (2, 128, 32), torch.float16, None),
+    ("bitplane", (64, 128, 3), NM(1, 4), (2, 128, 33), torch.float16, "more than 64 rows"),
+    ("bitplane", (64, 128, 3), NM(1, 4), (2, 256, 32), torch.float16, "no kernel for groups that are no whole 64"),
+    ("gathered", (64, 128, 3), NM(4, 8), (1, 128, 8), torch.float16, None),
+    ("gathered", (64, 128, 3), NM(4, 8), (1, 256, 8), torch.float16, "no kernel for grouped convolutions"),
 ]
 
 

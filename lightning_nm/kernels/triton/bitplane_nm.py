@@ -51,19 +51,36 @@ def kernel(
     for first in range(split * SPANS, spans, tl.num_programs(2) * SPANS):
         place = row[:, None] * spans + first + tl.arange(0, SPANS)[None, :]  # [ROWS, SPANS]
         x = tl.load(x_ptr + column[None, :] * (spans * FILLED) + (first * FILLED + inside)[:, None])
-        words = _joined(_decoded(values_ptr, planes_ptr, place, N, M, BITS), M, BITS)  # [ROWS, SPANS, 16, 2, 2, ...]
-        halves = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
-        weights = tl.reshape(halves, [ROWS, SPANS * FILLED]).to(x.dtype, bitcast=True)
-        if INTERPRETED:  # the interpreter multiplies bfloat16 wrongly
-            sums += tl.dot(weights.to(tl.float32), x.to(tl.float32))
-        else:
-            sums = tl.dot(weights, x, sums)
+        sums = multiplied(sums, values_ptr, planes_ptr, place, x, N, M, BITS, INTERPRETED)
     if HAS_BIAS:
         sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
     sums = activated(sums, ACTIVATION)
     there = (row < outputs)[:, None] & (column < batch)[None, :]
     place = (split * batch + column[None, :]) * outputs + row[:, None]
     tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def multiplied(
+    sums,  # [ROWS, COLUMNS]
+    values_ptr,
+    planes_ptr,
+    place,  # [ROWS, SPANS]: which span of which output
+    x,  # [SPANS * 32 M, COLUMNS]
+    N: tl.constexpr,
+    M: tl.constexpr,
+    BITS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """``sums`` and the product of some spans."""
+    words = _joined(_decoded(values_ptr, planes_ptr, place, N, M, BITS), M, BITS)  # [ROWS, SPANS, 16, 2, 2, ...]
+    halves = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
+    weights = tl.reshape(halves, [sums.shape[0], x.shape[0]]).to(x.dtype, bitcast=True)
+    if INTERPRETED:  # the interpreter multiplies bfloat16 wrongly
+        sums += tl.dot(weights.to(tl.float32), x.to(tl.float32))
+    else:
+        sums = tl.dot(weights, x, sums)
+    return sums
 
 
 @triton.jit
@@ -105,6 +122,11 @@ def _joined(parts, M: tl.constexpr, BITS: tl.constexpr):
     return parts[0]
 
 
+def parts(steps: int, programs: int) -> int:
+    """Programs that share the inputs of a tile, where there are so many tiles."""
+    return max(1, min(steps, -(-_PROGRAMS // programs)))
+
+
 def matmul(
     x: Tensor,
     values: Tensor,
@@ -121,11 +143,10 @@ def matmul(
     taken = torch.empty(rows, count * GROUPS * m, dtype=x.dtype, device=x.device)
     taken[:batch] = ordered(x, m)  # the other rows stay what they are: nobody asks for their products
     step = spans_at_once(m)
-    programs = filled // ROWS * rows // columns
-    parts = max(1, min(count // step, -(-_PROGRAMS // programs)))
-    out = torch.empty(parts, batch, outputs, dtype=x.dtype if parts == 1 else torch.float32, device=x.device)
-    fused = bias if parts == 1 else None
-    kernel[(filled // ROWS, rows // columns, parts)](
+    shared = parts(count // step, filled // ROWS * rows // columns)
+    out = torch.empty(shared, batch, outputs, dtype=x.dtype if shared == 1 else torch.float32, device=x.device)
+    fused = bias if shared == 1 else None
+    kernel[(filled // ROWS, rows // columns, shared)](
         taken,
         values,
         planes,
@@ -141,9 +162,9 @@ def matmul(
         COLUMNS=columns,
         SPANS=step,
         HAS_BIAS=fused is not None,
-        ACTIVATION=activation if parts == 1 else "none",
+        ACTIVATION=activation if shared == 1 else "none",
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=WARPS,
         num_stages=STAGES,
     )
-    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype, activation)
+    return out[0] if shared == 1 else finish(out, bias, outputs, x.dtype, activation)

@@ -44,25 +44,44 @@ def kernel(
     row = block * ROWS + tl.arange(0, ROWS)  # [ROWS]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
     split = tl.program_id(2)
-    inside = tl.arange(0, STEP)  # [STEP]
-    # Hopper's tensor cores take 64 rows at least: blocks of fewer are multiplied the other way round
-    TURNED: tl.constexpr = ROWS < 64 and COLUMNS >= 64
-    sums = tl.zeros([COLUMNS, ROWS], tl.float32) if TURNED else tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(split * STEP, length, tl.num_programs(2) * STEP):
-        taken = tl.load(inputs_ptr + block * length + first + inside)  # [STEP]
-        x = tl.load(x_ptr + taken[:, None].to(tl.int64) * columns + column[None, :])  # [STEP, COLUMNS]
-        weights = tl.load(values_ptr + row[:, None].to(tl.int64) * length + first + inside[None, :])  # [ROWS, STEP]
-        if INTERPRETED:  # the interpreter multiplies bfloat16 wrongly
-            x, weights = x.to(tl.float32), weights.to(tl.float32)
-        sums = tl.dot(tl.trans(x), tl.trans(weights), sums) if TURNED else tl.dot(weights, x, sums)
-    if TURNED:
-        sums = tl.trans(sums)
+    inputs_ptr += block * length
+    sums = product(x_ptr + column, columns, values_ptr, inputs_ptr, row, length, ROWS, COLUMNS, STEP, INTERPRETED)
     if HAS_BIAS:
         sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
     sums = activated(sums, ACTIVATION)
     there = (row < outputs)[:, None] & (column < batch)[None, :]
     place = (split * batch + column[None, :]).to(tl.int64) * outputs + row[:, None]
     tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def product(
+    x_ptrs,  # [COLUMNS]: where input 0 of each column lies
+    apart,  # how far each input lies from the one before it
+    values_ptr,  # [outputs and more, length], 16 bits
+    inputs_ptr,  # [length], int32
+    row,  # [ROWS]
+    length,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """``[ROWS, COLUMNS]``: the outputs of one block, of the inputs that are this program's share."""
+    inside = tl.arange(0, STEP)  # [STEP]
+    # Hopper's tensor cores take 64 rows at least: blocks of fewer are multiplied the other way round
+    TURNED: tl.constexpr = ROWS < 64 and COLUMNS >= 64
+    sums = tl.zeros([COLUMNS, ROWS], tl.float32) if TURNED else tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(tl.program_id(2) * STEP, length, tl.num_programs(2) * STEP):
+        taken = tl.load(inputs_ptr + first + inside)  # [STEP]
+        x = tl.load(x_ptrs[None, :] + taken[:, None].to(tl.int64) * apart)  # [STEP, COLUMNS]
+        weights = tl.load(values_ptr + row[:, None].to(tl.int64) * length + first + inside[None, :])  # [ROWS, STEP]
+        if INTERPRETED:  # the interpreter multiplies bfloat16 wrongly
+            x, weights = x.to(tl.float32), weights.to(tl.float32)
+        sums = tl.dot(tl.trans(x), tl.trans(weights), sums) if TURNED else tl.dot(weights, x, sums)
+    if TURNED:
+        sums = tl.trans(sums)
+    return sums
 
 
 class Tile(NamedTuple):
@@ -81,6 +100,11 @@ class Tile(NamedTuple):
         return Tile(columns, 8 if rows * columns > 64 * 128 else 4, 5 if rows * columns > 64 * 256 else 3)
 
 
+def parts(length: int, programs: int) -> int:
+    """Programs that share the inputs of a tile, where there are so many tiles."""
+    return max(1, min(length // STEP, _PROGRAMS // programs))
+
+
 def matmul(
     x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int, activation: str = "none"
 ) -> Tensor:
@@ -91,11 +115,10 @@ def matmul(
     columns = -(-batch // wide) * wide
     turned = torch.empty(x.shape[1], columns, dtype=x.dtype, device=x.device)
     turned[:, :batch] = x.T  # the other columns stay what they are: nobody asks for their products
-    programs = len(inputs) * columns // wide
-    parts = max(1, min(length // STEP, _PROGRAMS // programs))
-    out = torch.empty(parts, batch, outputs, dtype=x.dtype if parts == 1 else torch.float32, device=x.device)
-    fused = bias if parts == 1 else None
-    kernel[(len(inputs), columns // wide, parts)](
+    shared = parts(length, len(inputs) * columns // wide)
+    out = torch.empty(shared, batch, outputs, dtype=x.dtype if shared == 1 else torch.float32, device=x.device)
+    fused = bias if shared == 1 else None
+    kernel[(len(inputs), columns // wide, shared)](
         turned,
         values,
         inputs,
@@ -109,9 +132,9 @@ def matmul(
         COLUMNS=wide,
         STEP=STEP,
         HAS_BIAS=fused is not None,
-        ACTIVATION=activation if parts == 1 else "none",
+        ACTIVATION=activation if shared == 1 else "none",
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=warps,
         num_stages=stages,
     )
-    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype, activation)
+    return out[0] if shared == 1 else finish(out, bias, outputs, x.dtype, activation)

@@ -35,6 +35,8 @@ class Request:
     warps: int = 4
     stages: int = 3
     kernel: str = "kernel"
+    odd: tuple[str, ...] = ()
+    """Sizes that are no multiples of 16, as the others and all pointers are: Triton finds that out at run time."""
 
 
 @dataclass
@@ -83,8 +85,9 @@ def _compile(request: Request) -> Binary:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel = getattr(import_module(request.module), request.kernel)
-    signature = {**request.signature, **dict.fromkeys(request.constants, "constexpr")}
-    names = list(signature)
+    given = {**request.signature, **dict.fromkeys(request.constants, "constexpr")}
+    names = kernel.arg_names
+    signature = {name: given[name] for name in names}
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         kernel,
         signature,
@@ -92,8 +95,8 @@ def _compile(request: Request) -> Binary:
         # pointers and sizes are multiples of 16, as Triton finds out at run time where it is to look
         {
             (i,): [["tt.divisibility", 16]]
-            for i, kind in enumerate(signature.values())
-            if kind[0] in "*i" and not kernel.params[i].do_not_specialize
+            for i, (name, kind) in enumerate(signature.items())
+            if kind[0] in "*i" and name not in request.odd and not kernel.params[i].do_not_specialize
         },
     )
     options = {"num_warps": request.warps, "num_stages": request.stages}

@@ -35,6 +35,17 @@ def test_against_float64(n: int, m: int, outputs: int, groups: int, batch: int, 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("batch", [2, 8, 15, 16, 31, 33, 64, 65])
+def test_any_batch(batch: int) -> None:
+    """Tiles that are filled, by one row or by all but one."""
+    rows, mask = sparse(64, 256, 2, 4, torch.float16)
+    x = torch.randn(batch, 256).half()
+    packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, mask, 2, 4)]
+    out = bitplane_nm.matmul(x.to(DEVICE), *packed, None, 4, 64)
+    torch.testing.assert_close(out.double().cpu(), x.double() @ rows.double().T, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("programs", [1, 264])
 def test_activation(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the whole sum, by the one program that has it or where parts are added up."""

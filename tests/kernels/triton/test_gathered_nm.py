@@ -36,13 +36,28 @@ def test_against_float64(n: int, m: int, outputs: int, groups: int, batch: int, 
 
 
 @pytest.mark.gpu
-def test_inputs_split_among_programs() -> None:
+@pytest.mark.parametrize("batch", range(1, layouts.LARGEST_BATCH + 1))
+def test_any_batch(batch: int) -> None:
+    """Up to the largest that it is made for, without a bias."""
+    rows, mask = sparse(4, 64, 2, 4, torch.float16)
+    layout = Layout.of(2, 4, 64)
+    assert layout is not None
+    x = torch.randn(batch, 64).half()
+    packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, mask, layout)]
+    out = gathered_nm.matmul(x.to(DEVICE), *packed, None, layout)
+    torch.testing.assert_close(out.double().cpu(), x.double() @ rows.double().T, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 16)])
+def test_inputs_split_among_programs(n: int, m: int) -> None:
     """Few outputs and many chunks: each program sums a part, and the sum of all is activated."""
-    rows, mask = sparse(3, 16_384, 2, 4, torch.bfloat16)
-    layout = Layout.of(2, 4, 16_384)
+    inputs = 1090 * m
+    rows, mask = sparse(3, inputs, n, m, torch.bfloat16)
+    layout = Layout.of(n, m, inputs)
     assert layout is not None
     assert gathered_nm.splits(3, layout.chunks) == layout.chunks > 1
-    x = torch.randn(2, 16_384).bfloat16()
+    x = torch.randn(2, inputs).bfloat16()
     packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, mask, layout)]
     out = gathered_nm.matmul(x.to(DEVICE), *packed, None, layout, "relu")
     torch.testing.assert_close(out.double().cpu(), (x.double() @ rows.double().T).relu(), atol=0.5, rtol=0.01)

@@ -18,14 +18,15 @@ from tests.kernels.triton.device import DEVICE
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*")  # rows of x that nobody asks for
 CASES = [(64, 16), (64, 64), (64, 4096), (128, 16), (128, 4096), (32, 16), (32, 4096)]
 """Outputs of a block, and rows of x."""
+NM_PATTERNS = [(2, 4), (2, 8), (1, 8), (4, 8), (1, 16), (8, 16)]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize(("outputs", "inputs", "batch"), [(128, 304, 1), (256, 1040, 17), (128, 64, 300)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_against_float64(pattern: NM | Block1xN, outputs: int, inputs: int, batch: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("pattern", [*PATTERNS, *(NM(n, m, vector=64) for n, m in NM_PATTERNS)], ids=str)
+@pytest.mark.parametrize(("outputs", "inputs", "batch"), [(256, 208, 1), (128, 304, 70)])
+def test_against_float64(pattern: NM | Block1xN, outputs: int, inputs: int, batch: int) -> None:
     """Every size of blocks, inputs split among programs, bias."""
+    dtype = torch.bfloat16 if batch == 70 else torch.float16
     rows = shared(outputs, inputs, pattern, dtype)
     x, bias = torch.randn(batch, inputs).to(dtype), torch.randn(outputs).to(dtype)
     expected = x.double() @ rows.double().T + bias.double()
@@ -34,6 +35,16 @@ def test_against_float64(pattern: NM | Block1xN, outputs: int, inputs: int, batc
         out = vectorwise_nm.matmul(x.to(DEVICE), *packed, bias.to(DEVICE), outputs)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double().cpu(), expected, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [2, 8, 15, 16, 31, 33, 64, 65, 300])
+def test_any_batch(batch: int) -> None:
+    """Tiles that are filled, by one row or by all but one."""
+    rows, x = shared(64, 64, NM(1, 4, vector=64), torch.float16), torch.randn(batch, 64).half()
+    packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, 64)]
+    out = vectorwise_nm.matmul(x.to(DEVICE), *packed, None, 64)
+    torch.testing.assert_close(out.double().cpu(), x.double() @ rows.double().T, atol=0.02, rtol=0.01)
 
 
 @pytest.mark.gpu
