@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -133,4 +134,5 @@ def _count(names: Iterable[str]) -> Counter[str]:
 
 if __name__ == "__main__":
     asked = [Request(**request) for request in json.loads(Path(sys.argv[1]).read_text())]
-    print(json.dumps([asdict(_compile(request)) for request in asked]))
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        print(json.dumps([asdict(binary) for binary in pool.map(_compile, asked)]))
