@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from lightning_nm.kernels import on_gpu, vectorwise_nm
+from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.kernels.gathered_nm import Layout
 from lightning_nm.sparse.gpu_operands import (
     check_bitplane,
+    check_bitplane_conv,
     check_cusparselt,
     check_gathered,
     check_sparse_mma,
     check_vectorwise,
+    check_vectorwise_conv,
 )
 from tests.kernels.test_gathered_nm import sparse
 
@@ -92,6 +95,32 @@ def test_packed_tensors_that_do_not_fit(check: Check, packed: Packed) -> None:
                 check(x, *arguments[:at], each[..., :-1], *arguments[at + 1 :])
     with pytest.raises(ValueError):
         check(x, *arguments[:-1], INPUTS + 16)
+
+
+def filters(groups: int) -> list[tuple[Check, tuple[Any, ...]]]:
+    """Of a 3 x 3 kernel and 64 outputs."""
+    rows, mask = sparse(64, 9 * 16, 2, 4, torch.bfloat16)
+    convolution = Convolution((3, 3), (2, 2), (1, 1), (1, 1), groups)
+    planes = on_gpu.pack_bitplane(rows, mask, 2, 4, 9)
+    return [
+        (check_bitplane_conv, (*planes, None, 4, 64, 16, convolution)),
+        (check_vectorwise_conv, (*vectorwise_nm.pack(rows, 64), None, 64, 16, convolution)),
+    ]
+
+
+def test_shape_of_images() -> None:
+    """Those of torch's convolution; other inputs than the filters' are refused, though filled up they would fit."""
+    for check, packed in filters(1):
+        assert check(torch.empty(3, 16, 8, 9, dtype=torch.bfloat16), *packed) == (3, 64, 4, 5)
+        with pytest.raises(ValueError, match="filters of 16 inputs"):
+            check(torch.empty(3, 12, 8, 9, dtype=torch.bfloat16), *packed)
+
+
+def test_groups_that_fill_no_tile() -> None:
+    """A program would multiply one group's filters with another's inputs."""
+    for check, packed in filters(2):
+        with pytest.raises(ValueError, match=r"2 groups of 64 outputs are no whole (tiles|blocks) of 64"):
+            check(torch.empty(3, 32, 8, 9, dtype=torch.bfloat16), *packed)
 
 
 def test_sides_that_cusparselt_does_not_take() -> None:

@@ -44,6 +44,8 @@ def test_what_lies_so_already_is_not_copied() -> None:
     x = torch.randn(2, 3, 5, 8, device=DEVICE).bfloat16()
     assert lines(x, Convolution((3, 1), (2, 1), (0, 0), (1, 1), 1)).held.data_ptr() == x.data_ptr()
     assert lines(x, Convolution((3, 1), (1, 1), (1, 0), (1, 1), 1)).held.data_ptr() != x.data_ptr()
+    odd = torch.randn(1 + x.numel(), device=DEVICE).bfloat16()[1:].view(x.shape)  # 16 bytes at once could not be copied
+    assert torch.equal(lines(odd, Convolution((1, 1), (1, 1), (0, 0), (1, 1), 1)).held.flatten(), odd.flatten())
 
 
 @pytest.fixture(scope="module")
