@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,9 @@ def serve(section: Section, sizes: str) -> None:
     """Wait for what is done and until when, then say what happens, a JSON line each."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed goes elsewhere
-    given = json.loads(sys.stdin.readline())
+    if not (line := sys.stdin.readline()):
+        return  # there was nothing to do
+    given = json.loads(line)
     tasks = section.tasks(SIZES[sizes])
     for event in events(tasks, given["until"], set(given["done"]), SIZES[sizes].device):
         print(json.dumps(event), file=out, flush=True)
@@ -96,7 +99,7 @@ class Worker:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"until": until, "done": sorted(done)}) + "\n")
-            self._process.stdin.close()
+            self._process.stdin.flush()
             while (line := self._lines.get(timeout=max(0.01, end - time.time()))) is not None:
                 yield json.loads(line)
         except (queue.Empty, BrokenPipeError):
@@ -105,13 +108,15 @@ class Worker:
             self.stop()
 
     def stop(self) -> int:
-        """Its exit status."""
-        if self._process.poll() is None:
-            try:
-                self._process.wait(2.0)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        return self._process.wait()
+        """Its exit status. One that waits ends by itself, one that works is not waited for."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            return self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
 
 def run(
@@ -160,4 +165,6 @@ def run(
                 rows.append(_broken(section.name, f"its process did nothing (status {status})"))
                 told(rows[-1])
             break
+    if worker is not None:
+        worker.stop()
     return Outcome(rows, [name for name in names if name not in done], time.time() - began)

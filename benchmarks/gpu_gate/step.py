@@ -17,8 +17,8 @@ from lightning_nm.training import SRSTE, Sparsifier, select
 READING = (
     "A step (forward, backward, AdamW fused) of a language model of 12 blocks (width 1024, SwiGLU of 2816, vocabulary "
     "of 50304), 8 x 1024 tokens, bfloat16 autocast, not compiled, every product dense: SR-STE with its masks against "
-    "the dense step, in turn; medians (quartiles), ratios within a round. 'dense again' is the noise. 2:4 masks are made "
-    "at each step, 2:4T ones at every 40th: that is in the means only."
+    "the dense step, in turn; medians (quartiles), ratios within a round. 'dense again' is the noise. 2:4 masks are "
+    "made at each step, 2:4T ones at every 40th: that is in the means only."
 )
 
 
