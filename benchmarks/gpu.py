@@ -41,13 +41,13 @@ SECTIONS = (
     Section("block", "A transformer block", block.READING, 1.25, block.tasks),
     Section("step", "The SR-STE step", step.READING, 0.75, step.tasks),
     Section("sparse training", "Training on sparse products", sparse_training.READING, 0.75, sparse_training.tasks),
-    Section("bench", "lightning-nm bench", command.READING, 0.4, command.tasks),
+    Section("bench", "lightning-nm bench", command.READING, 0.6, command.tasks),
     Section("more products", "The other products", products.READING, 0.6, _more),
 )
 TESTS_MINUTES = 2.5
 
 
-def measured(sizes: str, start: float, end: float) -> dict[str, runner.Outcome]:
+def measured(sizes: str, end: float) -> dict[str, runner.Outcome]:
     """Every section in its turn; what one leaves of its time goes to those after it."""
     outcomes: dict[str, runner.Outcome] = {}
     waiting: runner.Worker | None = runner.Worker(SECTIONS[0].name, sizes)
@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> int:
     share = TESTS_MINUTES / (TESTS_MINUTES + sum(section.minutes for section in SECTIONS))
     cap = start + share * given.minutes * 60
     tests = {} if given.no_tests else own_tests.run_tests(own_tests.FILES, cap, compiling)
-    outcomes = measured(sizes, start, end)
+    outcomes = measured(sizes, end)
     files = report.write(given.output, report.machine(), tests, SECTIONS, outcomes, time.time() - start)
     print("\nwrote", *files)
     for target in report.reached(outcomes):

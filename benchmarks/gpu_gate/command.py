@@ -34,7 +34,7 @@ def _rows(sizes: Sizes, until: float) -> Iterator[Row]:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=max(1.0, until - time.time()),
+            timeout=max(1.0, until - time.time()),  # beyond it the task has broken down
         )
         written = Path(folder) / "bench.json"
         held = json.loads(written.read_text()) if written.is_file() else None

@@ -93,12 +93,15 @@ def _x(product: Product, device: str) -> Tensor:
 
 def compile_kernels(written: str, first: Sequence[Product], sizes: Sizes) -> None:
     """Run every product of a pattern once, so that Triton has its kernels on disk; to be killed when time is up."""
-    ours = [product for product in [*first, *every(sizes)] if product.pattern == written]
-    for product in dict.fromkeys(ours):
+    everything = every(sizes)
+    of_bench = [(p, True) for p in everything if p.size == sizes.weights[0] and p.batch in sizes.bench_batches]
+    plan = [*((p, False) for p in first), *of_bench, *((p, False) for p in everything)]
+    for product, with_bias in dict.fromkeys(each for each in plan if each[0].pattern == written):
         weight, pattern = _weight(product.size, written, sizes.device)
         x, held = _x(product, sizes.device), Dispatched(weight, pattern, 1)
+        bias = torch.zeros(product.size[0], dtype=x.dtype, device=x.device) if with_bias else None
         for name, backend in backends_for(weight.device).items():
             # cuSPARSELt compiles nothing, and would time its algorithms while others keep the card busy
             if name not in (*DENSE, "cusparselt") and backend.why_not(weight, pattern, x) is None:
                 with torch.inference_mode():
-                    held.operand(name).linear(x, None)
+                    held.operand(name).linear(x, bias)
