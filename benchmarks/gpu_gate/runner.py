@@ -91,7 +91,8 @@ class Worker:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._lines.put(line)
+            if line.endswith("\n"):  # else it died amid it
+                self._lines.put(line)
         self._lines.put(None)
 
     def run(self, until: float, done: Collection[str], end: float) -> Iterator[Event]:
@@ -154,9 +155,8 @@ def run(
                 told(rows[-1])
         status, worker = worker.stop(), None
         if within is not None:
-            how = (
-                "was stopped: it took too long" if time.time() >= min(until + GRACE, end) else f"died (status {status})"
-            )
+            late = time.time() >= min(until + GRACE, end)
+            how = "was stopped, for it took too long" if late else f"died (status {status})"
             rows.append(_broken(within, f"its process {how}"))
             told(rows[-1])
             done.add(within)
