@@ -16,11 +16,13 @@ from lightning_nm.cli import bench_report
 from lightning_nm.cli.bench_report import Measured
 from lightning_nm.cli.bench_work import Left, Work, channels_last, of_checkpoint, of_shapes
 from lightning_nm.cli.report import load_checkpoint, pattern_argument
+from lightning_nm.sparse import machine, tuned
 from lightning_nm.sparse.comparison import compare
 
 DESCRIPTION = """\
 Time sparse weights, of a checkpoint or of given shapes, dense against every backend that can multiply them, side by
-side. Every result is checked against float64; exit status 1 if one is wrong.
+side. Every result is checked against float64; exit status 1 if one is wrong. With --tune, what is found decides from
+then on, on this machine, who multiplies such weights under strategy="nm_sparse" and in accelerate().
 """
 EPILOG = """\
 A checkpoint does not say at which sizes its convolutions run: name one with --size and --stride. (The table that
@@ -42,6 +44,9 @@ def main(args: Sequence[str]) -> int:
             )
         print_table(title, *bench_report.table(rows))
         print(bench_report.READING)
+        if given.tune:
+            tuned_ = sum(not row.compared.wrong for row in rows)
+            print(f"tuned {tuned_} products for {machine.name(torch.device(given.device))}: {tuned.file()}")
         if given.output is not None:
             asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
             asked["pattern"] = [str(pattern) for pattern in given.pattern or ()]
@@ -62,14 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, nargs="?", help="a Lightning checkpoint, or a saved state dict")
     add("--shape", type=_positive, nargs="+", action="append", metavar="N", help=f"OUT IN [KERNEL ...]; {again}")
     add("--pattern", type=pattern_argument, nargs="+", metavar="N:M", help="of --shape: 2:4, 1x16@0.75, ...")
-    add("--batch", type=_positive, nargs="+", default=[1, 32], metavar="B", help="default: 1 32")
+    add("--batch", type=_positive, nargs="+", metavar="B", help="default: 1 32; with --tune powers of two (see there)")
     add("--size", type=_positive, nargs="+", default=[14], metavar="S", help="of convolutions' images (default 14)")
     add("--stride", type=_positive, default=1, help="of convolutions; their padding is half of the kernel")
     add("--channels-last", action="store_true", help="convolutions in that memory format")
     add("--ignore", action="append", default=[], metavar="GLOB", help=f"weights of the checkpoint to leave; {again}")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=_positive, metavar="T", help="default: torch's own number")
+    add("--tune", action="store_true", help="keep what is found; --batch: all to 256 on a CPU, to 8192 on a GPU")
     add("--seconds", type=float, default=1.0, help="of measuring, for each row (default 1)")
     add("--output", type=Path, metavar="DIR", help="for bench.json, bench.md and bench.png")
     return parser
@@ -101,15 +107,23 @@ def _refuse(given: argparse.Namespace) -> None:
 
 def _found(given: argparse.Namespace) -> tuple[list[Work], list[Left]]:
     if given.checkpoint is None:
-        return of_shapes(given.shape, given.pattern)
+        return of_shapes(given.shape, given.pattern, as_told=given.tune)
     return of_checkpoint(load_checkpoint(given.checkpoint), given.ignore)
+
+
+def _batches(given: argparse.Namespace) -> list[int]:
+    if given.batch is not None:
+        return list(given.batch)
+    # sizes up to the next power of two share a choice
+    return [1 << power for power in range(14 if given.device == "cuda" else 9)] if given.tune else [1, 32]
 
 
 def _measured(work: Work, given: argparse.Namespace) -> Iterator[Measured]:
     weight = work.weight.detach().to(given.device, getattr(torch, given.dtype))
     work = replace(work, weight=channels_last(weight) if given.channels_last else weight.contiguous())
-    for x, bias, convolution in work.products(given.batch, given.size, given.stride, given.channels_last):
-        compared = compare(work.weight, work.pattern, work.dim, x, bias, convolution, seconds=given.seconds)
+    how = {"seconds": given.seconds, "tune": given.tune}
+    for x, bias, convolution in work.products(_batches(given), given.size, given.stride, given.channels_last):
+        compared = compare(work.weight, work.pattern, work.dim, x, bias, convolution, **how)
         yield Measured(work.layers, list(work.weight.shape), str(work.pattern), list(x.shape), given.dtype, compared)
 
 

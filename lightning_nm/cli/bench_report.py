@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from lightning_nm.callbacks.table import markdown_table
 from lightning_nm.sparse import BACKENDS
 from lightning_nm.sparse.choice import DENSE
 from lightning_nm.sparse.comparison import Comparison
+from lightning_nm.sparse.machine import installed, processor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,23 +101,13 @@ def table(rows: Sequence[Measured]) -> tuple[list[str], list[tuple[object, ...]]
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """What runs here, and when."""
-    said: dict[str, str | int] = {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    said: dict[str, str | int] = {"processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
     if device != "cpu":
         said["gpu"] = torch.cuda.get_device_name(device)
     said["threads"] = torch.get_num_threads()
-    for package in ("torch", "llvmlite", "numba", "triton", "lightning-nm"):
-        try:
-            said[package] = version(package)
-        except PackageNotFoundError:
-            said[package] = "not installed"
+    said.update((package, installed(package)) for package in ("torch", "llvmlite", "numba", "triton", "lightning-nm"))
     said["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return said
-
-
-def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    names = [line for line in told.read_text().splitlines() if line.startswith("model name")] if told.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 def write(

@@ -118,8 +118,13 @@ def _pattern_of(name: str, weight: Tensor, dim: int, ignore: Sequence[str]) -> N
     return recognise(weight, dim=dim)
 
 
-def of_shapes(shapes: Sequence[Sequence[int]], patterns: Sequence[Pattern]) -> tuple[list[Work], list[Left]]:
+def of_shapes(
+    shapes: Sequence[Sequence[int]], patterns: Sequence[Pattern], *, as_told: bool = False
+) -> tuple[list[Work], list[Left]]:
     """Random weights of every shape, masked by every pattern.
+
+    Args:
+        as_told: take the pattern that the zeros tell, as for the weights of a model: 1x32@0.75 for 1:4V64.
 
     Raises:
         ValueError: no pattern fits any shape, or none can be packed.
@@ -128,10 +133,16 @@ def of_shapes(shapes: Sequence[Sequence[int]], patterns: Sequence[Pattern]) -> t
     for shape in shapes:
         dense = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
         for pattern in patterns:
-            if (reason := _why_not(shape, pattern)) is None:
+            reason = _why_not(shape, pattern)
+            if reason is None:
                 assert isinstance(pattern, (NM, Block1xN))
-                works.append(Work(["random"], torch.where(pattern.mask(dense), dense, 0.0), pattern, 1))
-            else:
+                weight = torch.where(pattern.mask(dense), dense, 0.0)
+                seen = recognise(weight) if as_told else pattern
+                if isinstance(seen, str):
+                    reason = seen
+                else:
+                    works.append(Work(["random"], weight, seen, 1))
+            if reason is not None:
                 left.append((f"random {pattern}", tuple(shape), reason))
     return _some(works, left, "nothing to time")
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_nm.kernels.activation import activated
+
 GROUPS = 32
 """Of a span."""
 ROWS = 64
@@ -76,6 +78,14 @@ def ordered(x: Tensor, m: int) -> Tensor:
     return x.reshape(len(x), -1, 2, GROUPS // 2 * m).transpose(2, 3).reshape(len(x), filled)
 
 
-def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
-    """``x @ rows^T + bias`` of x ``[B, I]`` of the weight's dtype."""
-    return F.linear(x, unpack(values, planes, m, (outputs, x.shape[1]), x.dtype), bias)
+def matmul(
+    x: Tensor,
+    values: Tensor,
+    planes: Tensor,
+    bias: Tensor | None,
+    m: int,
+    outputs: int,
+    activation: str = "none",
+) -> Tensor:
+    """``x @ rows^T + bias`` of x ``[B, I]`` of the weight's dtype, and what is activated of it."""
+    return activated(F.linear(x, unpack(values, planes, m, (outputs, x.shape[1]), x.dtype), bias), activation)

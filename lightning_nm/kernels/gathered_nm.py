@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_nm.kernels.activation import activated
+
 LARGEST_BATCH = 8
 """Rows of x that kernels are made for."""
 
@@ -91,6 +93,8 @@ def unpack(positions: Tensor, values: Tensor, layout: Layout, dtype: torch.dtype
     return rows.flatten(1)[:, :inputs]
 
 
-def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
-    """``x @ rows^T + bias`` of x ``[B, I]`` of the weight's dtype."""
-    return F.linear(x, unpack(positions, values, layout, x.dtype), bias)
+def matmul(
+    x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: Layout, activation: str = "none"
+) -> Tensor:
+    """``x @ rows^T + bias`` of x ``[B, I]`` of the weight's dtype, and what is activated of it."""
+    return activated(F.linear(x, unpack(positions, values, layout, x.dtype), bias), activation)

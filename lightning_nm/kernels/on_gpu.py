@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lightning_nm.kernels import bitplane_nm, gathered_nm
+from lightning_nm.kernels import bitplane_nm, gathered_nm, sparse_mma
 
 OLDEST = (3, 5)
 """Version of triton for which the kernels were compiled."""
@@ -46,11 +46,18 @@ def on_device(x: Tensor) -> AbstractContextManager[None]:
     return on
 
 
-def gathered(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: gathered_nm.Layout) -> Tensor:
+def gathered(
+    x: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    layout: gathered_nm.Layout,
+    activation: str = "none",
+) -> Tensor:
     """`gathered_nm.matmul`, of values ``[O, chunks, pairs, 2 words]``."""
     with on_device(x):
         products = _products("gathered_nm", x.is_cuda)
-        out: Tensor = products.matmul(x, positions, values.view(torch.int32), bias, layout)
+        out: Tensor = products.matmul(x, positions, values.view(torch.int32), bias, layout, activation)
         return out
 
 
@@ -60,11 +67,19 @@ def pack_gathered(rows: Tensor, mask: Tensor, layout: gathered_nm.Layout) -> tup
     return positions, values.view(rows.dtype)
 
 
-def bitplane(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
+def bitplane(
+    x: Tensor,
+    values: Tensor,
+    planes: Tensor,
+    bias: Tensor | None,
+    m: int,
+    outputs: int,
+    activation: str = "none",
+) -> Tensor:
     """`bitplane_nm.matmul`, of values ``[O, spans, N, 32]``."""
     with on_device(x):
         products = _products("bitplane_nm", x.is_cuda)
-        out: Tensor = products.matmul(x, values.view(torch.int32), planes, bias, m, outputs)
+        out: Tensor = products.matmul(x, values.view(torch.int32), planes, bias, m, outputs, activation)
         return out
 
 
@@ -74,8 +89,47 @@ def pack_bitplane(rows: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, T
     return values.view(rows.dtype), planes
 
 
-def vectorwise(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+def vectorwise(
+    x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int, activation: str = "none"
+) -> Tensor:
     """`vectorwise_nm.matmul`."""
     with on_device(x):
-        out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs)
+        out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs, activation)
         return out
+
+
+@cache
+def no_sparse_mma(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why sparse tensor cores do not multiply on a device, or None. To ask compiles and tests the kernel there, once.
+
+    Nobody warrants that Triton hands each lane's registers to the instruction as the kernel wants it: so the kernel is
+    used only where its products of random numbers are right.
+    """
+    if device.type != "cuda":
+        return "sparse tensor cores are those of CUDA cards"
+    if (reason := no_triton()) is not None:
+        return reason
+    try:
+        kernel = import_module("lightning_nm.kernels.triton.sparse_mma")
+    except Exception as error:  # Gluon is experimental
+        return f"this triton has no Gluon as the kernel wants it ({type(error).__name__}: {error})"
+    with torch.cuda.device(device):
+        told: str | None = kernel.self_test(device, dtype)
+    return told
+
+
+def sparse_tensor_cores(
+    x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, outputs: int, activation: str = "none"
+) -> Tensor:
+    """`sparse_mma.matmul`, of values ``[O / 32, I / 128, 4 steps, 2 halves, 32 lanes, 8]``."""
+    with on_device(x):
+        trusted = no_sparse_mma(x.device, x.dtype) is None
+        products = import_module("lightning_nm.kernels.triton.sparse_mma") if trusted else sparse_mma
+        out: Tensor = products.matmul(x, values.view(torch.int32), positions, bias, outputs, activation)
+        return out
+
+
+def pack_sparse_mma(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`sparse_mma.pack`: (values, positions)."""
+    values, positions = sparse_mma.pack(rows, mask)
+    return values.view(rows.dtype), positions

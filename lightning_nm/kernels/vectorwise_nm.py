@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_nm.kernels.activation import activated
+
 ROWS = (128, 64, 32)
 """Outputs of a block, as kernels take them."""
 STEP = 64
@@ -65,6 +67,8 @@ def unpack(values: Tensor, inputs: Tensor, shape: tuple[int, int]) -> Tensor:
     return rows[: shape[0]]
 
 
-def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-    """``x @ rows^T + bias`` of x ``[B, I]`` of the weight's dtype."""
-    return F.linear(x, unpack(values, inputs, (outputs, x.shape[1])), bias)
+def matmul(
+    x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int, activation: str = "none"
+) -> Tensor:
+    """``x @ rows^T + bias`` of x ``[B, I]`` of the weight's dtype, and what is activated of it."""
+    return activated(F.linear(x, unpack(values, inputs, (outputs, x.shape[1])), bias), activation)

@@ -4,6 +4,7 @@ import torch
 
 from lightning_nm.sparse import cusparselt as _cusparselt  # noqa: F401  # who multiplies on a GPU
 from lightning_nm.sparse import gpu_ops as _gpu_ops  # noqa: F401  # its operators
+from lightning_nm.sparse import sparse_mma as _sparse_mma  # noqa: F401  # who else multiplies there
 from lightning_nm.sparse.acceleration import Acceleration, accelerate
 from lightning_nm.sparse.backends import BACKENDS, pack
 from lightning_nm.sparse.blocks import PackedBlocks

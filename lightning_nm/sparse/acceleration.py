@@ -11,7 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_nm.sparse.backends import BACKENDS
 from lightning_nm.sparse.choice import Choice
-from lightning_nm.sparse.dispatch import AUTO, Dispatched
+from lightning_nm.sparse.decision import AUTO, MEASURED
+from lightning_nm.sparse.dispatch import Dispatched
 from lightning_nm.sparse.held import HeldWeight
 from lightning_nm.sparse.recognise import recognise
 from lightning_nm.training.layers import LAZY
@@ -65,7 +66,10 @@ def accelerate(model: nn.Module, *, backend: str = AUTO) -> Acceleration:
     Args:
         model: in place.
         backend: "auto" measures, at the first input of each size, torch's dense product, oneDNN's prepacked one and
-            the sparse kernels, and keeps the fastest; or one of `lightning_nm.sparse.BACKENDS` wherever it can.
+            the sparse kernels, and keeps the fastest, unless ``lightning-nm bench --tune`` has found it before;
+            "auto_in_graph" does so for a model that will run in a CUDA graph, where it costs nothing to issue a call
+            (run it on inputs of each size before the capture); or one of `lightning_nm.sparse.BACKENDS` wherever
+            that can.
 
     Returns:
         A handle: ``report()`` says what runs where and why, ``restore()`` gives the model its own parameters back.
@@ -100,8 +104,8 @@ class Acceleration:
     @staticmethod
     def check(backend: str) -> None:
         """Raise ValueError if there is no such backend."""
-        if backend not in (AUTO, *BACKENDS):
-            raise ValueError(f"no backend {backend!r}; there are {', '.join((AUTO, *BACKENDS))}")
+        if backend not in (*MEASURED, *BACKENDS):
+            raise ValueError(f"no backend {backend!r}; there are {', '.join((*MEASURED, *BACKENDS))}")
 
     @property
     def sparse(self) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_nm.sparse.timing import Stopwatch, stopwatch, wall_clock
+from lightning_nm.sparse.timing import Stopwatch, stopwatch, take_turns, wall_clock
 
 DENSE = ("dense", "onednn")
 """Backends that multiply a dense weight."""
@@ -37,25 +37,28 @@ class Choice:
         return f"{self.size}: {self.reason}" + (f" (us: {times})" if times else "")
 
 
-def choose(candidates: Mapping[str, Callable[[], Tensor]], device: torch.device) -> Choice:
+Candidates = Mapping[str, Callable[[], Tensor]]
+"""By name, "dense" among them: each gives the same product."""
+
+
+def choose(
+    candidates: Candidates, device: torch.device, *, in_graph: bool = False, seconds: float | None = None
+) -> Choice:
     """Measure.
 
     Args:
-        candidates: by name, "dense" among them: each gives the same product.
+        candidates: those that give another product than dense are not measured.
         device: where they run.
+        in_graph: whether it is for a CUDA graph, which issues calls in no time.
+        seconds: of measuring, for all together, five rounds in any case; None: a moment.
     """
-    expected, right, wrong = candidates["dense"](), {"dense": candidates["dense"]}, []
-    for name, call in candidates.items():
-        if name == "dense":
-            continue
-        try:
-            if _agree(call(), expected):  # compiles and packs, too
-                right[name] = call
-            else:
-                wrong.append(f"{name} disagrees with dense")
-        except Exception as error:  # whatever is wrong with it, there is dense
-            wrong.append(f"{name} failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-    times = _fastest(right, _clock(device))
+    wrong = faults(candidates)
+    right = {name: call for name, call in candidates.items() if name not in wrong}
+    clock = stopwatch(device) if in_graph else _clock(device)
+    if seconds is None:
+        times = _fastest(right, clock)
+    else:
+        times = {name: timing.median for name, timing in take_turns(right, seconds, clock=clock).items()}
     worth = WORTH if device.type == "cpu" else 0.0
     best, fastest = "dense", min(times, key=lambda name: times[name])
     for name in sorted(times, key=lambda name: (name not in DENSE, times[name])):
@@ -63,7 +66,22 @@ def choose(candidates: Mapping[str, Callable[[], Tensor]], device: torch.device)
             best = name
     enough = f"{1 - TIE:.0%}" + (f" and {worth * 1e6:.0f} us" if worth else "")
     reason = "the fastest" if best == fastest else f"{fastest} gains less than {enough}"
-    return Choice(best, times, "; ".join([reason, *([", ".join(wrong)] if wrong else [])]))
+    said = ", ".join(f"{name} {fault}" for name, fault in wrong.items())
+    return Choice(best, times, "; ".join([reason, *([said] if said else [])]))
+
+
+def faults(candidates: Candidates) -> dict[str, str]:
+    """What is wrong with those whose product is not that of dense, held against it once: by name, in words."""
+    expected, wrong = candidates["dense"](), {}
+    for name, call in candidates.items():
+        if name == "dense":
+            continue
+        try:
+            if not _agree(call(), expected):  # compiles and packs, too
+                wrong[name] = "disagrees with dense"
+        except Exception as error:  # whatever is wrong with it, there is dense
+            wrong[name] = f"failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return wrong
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:
@@ -86,7 +104,7 @@ def _clock(device: torch.device) -> Stopwatch:
     def longer(call: Callable[[], object]) -> float:
         issued: list[float] = []
         seconds = clock(lambda: issued.append(wall_clock(call)))
-        return max(seconds, *issued)
+        return max(seconds, issued[-1])
 
     return longer
 

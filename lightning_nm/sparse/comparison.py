@@ -13,7 +13,8 @@ from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.patterns import NM, Block1xN
 from lightning_nm.sparse.backends import DenseOperand, backends_for
 from lightning_nm.sparse.choice import DENSE, Choice
-from lightning_nm.sparse.dispatch import Dispatched, apply, forget
+from lightning_nm.sparse.decision import AUTO, MEASURED, apply, forget
+from lightning_nm.sparse.dispatch import Dispatched
 from lightning_nm.sparse.timing import Timing, stopwatch, take_turns
 
 
@@ -50,6 +51,7 @@ def compare(
     convolution: Convolution | None = None,
     *,
     seconds: float = 1.0,
+    tune: bool = False,
 ) -> Comparison:
     """Multiply x by a sparse weight with every backend, in turn; each result is held against one in float64.
 
@@ -63,6 +65,8 @@ def compare(
         bias: None, or ``[outputs]``.
         convolution: None: it is a linear weight.
         seconds: of measuring, for all backends together; five rounds are made in any case.
+        tune: keep what is found on disk, for all that "auto" and "auto_in_graph" decide on this machine; not where
+            something is wrong. ``pattern`` is as `recognise` tells it, as it does for a model's weights.
     """
     forget()  # "auto" is to decide at this very size
     dispatched = Dispatched(weight, pattern, dim)
@@ -84,6 +88,9 @@ def compare(
         else:
             wrong[name] = fault
     times = take_turns(calls, seconds, clock=stopwatch(weight.device)) if calls else {}
+    if tune and not wrong:
+        for way in MEASURED if weight.is_cuda else (AUTO,):
+            Dispatched(weight, pattern, dim, way).tune(x, bias, convolution, seconds)
     if not broken:
         dispatched.product(x, bias, convolution)
     return Comparison(times, refusals, wrong, None if broken else dispatched.made()[0])

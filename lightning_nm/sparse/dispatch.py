@@ -1,4 +1,4 @@
-"""Which backend multiplies: the fastest at the sizes at hand, by measurement. Dense ones win ties."""
+"""A sparse weight in the forms in which backends hold it, and who multiplies at each size that was met."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.patterns import NM, Block1xN
-from lightning_nm.sparse.backends import BACKENDS, DenseOperand, Operand, backends_for
-from lightning_nm.sparse.choice import DENSE, Choice, choose
+from lightning_nm.sparse.backends import BACKENDS, DenseOperand, Operand
+from lightning_nm.sparse.choice import Choice
+from lightning_nm.sparse.decision import AUTO, Question
 from lightning_nm.sparse.recognise import recognise
 
-AUTO = "auto"
 TRIFLE = 1e-4
 """Seconds: to ask takes some 5 us."""
 Key = tuple[object, ...]
@@ -23,7 +23,6 @@ Multiply = Callable[[Tensor, Tensor | None], Tensor]
 """(x, bias) -> the product"""
 
 
-_measured: dict[Key, Choice] = {}
 _at: WeakValueDictionary[Key, Dispatched] = WeakValueDictionary()
 
 
@@ -44,11 +43,6 @@ def _state(weight: Tensor) -> Key:
     return (*_place(weight), None if weight.is_inference() else weight._version)
 
 
-def forget() -> None:
-    """Measure everything anew from now on."""
-    _measured.clear()
-
-
 class Dispatched:
     """A sparse weight with all the forms in which backends hold it, and the backend for each size met.
 
@@ -56,7 +50,7 @@ class Dispatched:
         weight: dense storage of the sparse weight; read only.
         pattern: which it obeys, or why it obeys none: then torch multiplies.
         dim: its reduction dimension.
-        backend: a name in `BACKENDS`, where that can multiply, or "auto".
+        backend: a name in `BACKENDS`, where that can multiply, or one of `decision.MEASURED`.
     """
 
     def __init__(self, weight: Tensor, pattern: NM | Block1xN | str, dim: int, backend: str = AUTO) -> None:
@@ -101,8 +95,11 @@ class Dispatched:
         key = self._key(x, bias, convolution)
         choice = self.choices.get(key)
         if choice is None:
-            size = f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
-            choice = self.choices[key] = replace(self._choose(x, bias, convolution, key), size=size)
+            if isinstance(self.pattern, str):
+                choice = Choice("dense", {}, self.pattern)
+            else:
+                choice = self._question(x, bias, convolution, key).answer()
+            choice = self._keep(choice, x, key)
         operand = self.operand(choice.backend)
         if convolution is None:
             return operand.linear
@@ -141,52 +138,29 @@ class Dispatched:
         """Every choice so far, those for its parts too."""
         return [*self.choices.values(), *(choice for part in self._parts.values() for choice in part.made())]
 
-    def _key(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Key:
-        rows = x.numel() // max(1, self.weight.shape[self.dim])
-        layout = None if convolution is None else memory_format(x)
-        # sizes up to the next power of two share a choice
-        bucket = (rows - 1).bit_length() if rows else None
-        return (convolution, bucket, x.dtype, layout, bias is None, torch.get_num_threads())
+    def tune(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, seconds: float) -> None:
+        """Measure every backend for x's like for some time, and keep the choice on disk, for every process.
 
-    def _choose(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, key: Key) -> Choice:
-        if isinstance(self.pattern, str):
-            return Choice("dense", {}, self.pattern)
-        if not x.numel():
-            return Choice("dense", {}, "there is nothing to multiply")
-        if self.weight.is_cuda and torch.cuda.is_current_stream_capturing():
-            return Choice("dense", {}, "a CUDA graph was being captured, where nothing can be measured: warm up")
-        there = backends_for(self.weight.device)
-        refusals = {name: b.why_not(self.weight, self.pattern, x, self.dim) for name, b in there.items()}
-        able = [name for name, refusal in refusals.items() if refusal is None]
-        if self.backend != AUTO:
-            refusal = refusals.get(self.backend, f"{self.backend} is not for {self.weight.device.type} tensors")
-            return Choice("dense", {}, refusal) if refusal else Choice(self.backend, {}, "asked for")
-        if able == ["dense"]:
-            sparse = {name: refusal for name, refusal in refusals.items() if name not in DENSE and refusal}
-            if len(set(sparse.values())) == 1:
-                return Choice("dense", {}, next(iter(sparse.values())))
-            told = "; ".join(f"{name}: {refusal}" for name, refusal in sparse.items())
-            return Choice("dense", {}, told or f"no kernels for {self.weight.device.type} tensors")
-        # layers alike share a measurement, if the same backends can hold them
-        weight, pattern = self.weight, str(self.pattern)
-        alike = (weight.shape, weight.dtype, weight.device, pattern, self.dim, tuple(able), key)
-        if alike not in _measured:
-            _measured[alike] = self._measure(able, x, bias, convolution)
-        return _measured[alike]
+        The weight obeys a pattern.
+        """
+        key = self._key(x, bias, convolution)
+        self._keep(self._question(x, bias, convolution, key).tune(seconds), x, key)
 
-    def _measure(self, able: list[str], x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Choice:
-        x = x.nan_to_num(0.0, 0.0, 0.0)  # zeros that are not stored would not spread what is not finite
-
-        def run(name: str) -> Callable[[], Tensor]:
-            return lambda: apply(self.operand(name), x, bias, convolution)
-
-        choice = choose({name: run(name) for name in able}, self.weight.device)
-        # what lost takes as much memory as what won
-        kept = {choice.backend, *(made.backend for made in self.choices.values())}
+    def _keep(self, choice: Choice, x: Tensor, key: Key) -> Choice:
+        choice = self.choices[key] = replace(choice, size=f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}")
+        # other forms of the weight take as much memory as those that won
+        kept = {made.backend for made in self.choices.values()}
         self._operands = {name: operand for name, operand in self._operands.items() if name in kept}
         return choice
 
+    def _key(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Key:
+        rows = x.numel() // max(1, self.weight.shape[self.dim])
+        layout = None if convolution is None else memory_format(x)
+        threads = torch.get_num_threads() if x.device.type == "cpu" else None
+        # sizes up to the next power of two share a choice
+        bucket = (rows - 1).bit_length() if rows else None
+        return (convolution, bucket, x.dtype, layout, threads, bias is None)
 
-def apply(operand: Operand, x: Tensor, bias: Tensor | None, convolution: Convolution | None) -> Tensor:
-    """Linear, or the convolution."""
-    return operand.linear(x, bias) if convolution is None else operand.convolution(x, bias, convolution)
+    def _question(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, key: Key) -> Question:
+        assert not isinstance(self.pattern, str)
+        return Question(self.weight, self.pattern, self.dim, self.backend, self.operand, x, bias, convolution, key[:-1])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lightning_nm.kernels import bitplane_nm, cusparselt, gathered_nm, vectorwise_nm
+from lightning_nm.kernels import bitplane_nm, cusparselt, gathered_nm, sparse_mma, vectorwise_nm
+from lightning_nm.kernels.activation import ACTIVATIONS
 from lightning_nm.sparse.operands import Seen, Shape, check_x, remembered
 
 HALF = (torch.bfloat16, torch.float16)
@@ -13,9 +14,17 @@ HALF = (torch.bfloat16, torch.float16)
 
 @remembered
 def check_gathered(
-    x: Seen, positions: Seen, values: Seen, bias: Seen | None, n: int, m: int, in_features: int
+    x: Seen,
+    positions: Seen,
+    values: Seen,
+    bias: Seen | None,
+    n: int,
+    m: int,
+    in_features: int,
+    activation: str = "none",
 ) -> Shape:
     """Shape of the result."""
+    _check_activation(activation)
     outputs = int(values.shape[0]) if values.shape else 0
     _check(x, values, bias, outputs, positions, in_features)
     layout = gathered_nm.Layout.of(n, m, in_features) if 0 < n <= m and in_features % m == 0 else None
@@ -28,9 +37,17 @@ def check_gathered(
 
 @remembered
 def check_bitplane(
-    x: Seen, values: Seen, planes: Seen, bias: Seen | None, m: int, outputs: int, in_features: int
+    x: Seen,
+    values: Seen,
+    planes: Seen,
+    bias: Seen | None,
+    m: int,
+    outputs: int,
+    in_features: int,
+    activation: str = "none",
 ) -> Shape:
     """Shape of the result."""
+    _check_activation(activation)
     _check(x, values, bias, outputs, planes, in_features)
     n = int(values.shape[2]) if len(values.shape) == 4 else 0
     if not n or not bitplane_nm.supports(n, m) or in_features % m:
@@ -44,8 +61,17 @@ def check_bitplane(
 
 
 @remembered
-def check_vectorwise(x: Seen, values: Seen, inputs: Seen, bias: Seen | None, outputs: int, in_features: int) -> Shape:
+def check_vectorwise(
+    x: Seen,
+    values: Seen,
+    inputs: Seen,
+    bias: Seen | None,
+    outputs: int,
+    in_features: int,
+    activation: str = "none",
+) -> Shape:
     """Shape of the result."""
+    _check_activation(activation)
     _check(x, values, bias, outputs, inputs, in_features)
     whole = len(values.shape) == len(inputs.shape) == 2 and 0 not in values.shape and 0 not in inputs.shape
     block = values.shape[0] // inputs.shape[0] if whole else 0
@@ -61,8 +87,30 @@ def check_vectorwise(x: Seen, values: Seen, inputs: Seen, bias: Seen | None, out
 
 
 @remembered
-def check_cusparselt(x: Seen, compressed: Seen, bias: Seen | None, outputs: int, in_features: int) -> Shape:
+def check_sparse_mma(
+    x: Seen,
+    values: Seen,
+    positions: Seen,
+    bias: Seen | None,
+    outputs: int,
+    in_features: int,
+    activation: str = "none",
+) -> Shape:
     """Shape of the result."""
+    _check_activation(activation)
+    _check(x, values, bias, outputs, positions, in_features)
+    tiles = sparse_mma.tiles(outputs, in_features)
+    _check_shape("values", values, (*tiles, sparse_mma.STEPS, 2, sparse_mma.LANES, 8), x)
+    _check_shape("positions", positions, (*tiles, sparse_mma.LANES, sparse_mma.STEPS), x)
+    return (*x.shape[:-1], outputs)
+
+
+@remembered
+def check_cusparselt(
+    x: Seen, compressed: Seen, bias: Seen | None, outputs: int, in_features: int, activation: str = "none"
+) -> Shape:
+    """Shape of the result."""
+    _check_activation(activation)
     check_x(x, bias, outputs, compressed)
     if x.dtype not in HALF or compressed.dtype != x.dtype:
         raise ValueError(f"x and the weight are bfloat16 or float16, both alike, not {x.dtype} and {compressed.dtype}")
@@ -83,6 +131,11 @@ def _check(x: Seen, values: Seen, bias: Seen | None, outputs: int, indices: Seen
         raise ValueError(f"x and the weight are bfloat16 or float16, both alike, not {x.dtype} and {values.dtype}")
     if indices.dtype != torch.int32:
         raise ValueError(f"indices are int32, not {indices.dtype}")
+
+
+def _check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
 
 
 def _check_shape(name: str, held: Seen, expected: tuple[int, ...], x: Seen) -> None:

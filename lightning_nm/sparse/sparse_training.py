@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_nm.sparse.acceleration import Acceleration, Row, told
 from lightning_nm.sparse.choice import Choice
-from lightning_nm.sparse.dispatch import AUTO
+from lightning_nm.sparse.decision import AUTO
 from lightning_nm.sparse.trained_weight import Key, Trained, TrainedWeight
 from lightning_nm.training.selection import Selection
 from lightning_nm.training.shards import is_sharded

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lightning_nm.kernels.convolution import Convolution, memory_format
 from lightning_nm.sparse.backends import DenseOperand
-from lightning_nm.sparse.dispatch import apply, dispatched
+from lightning_nm.sparse.decision import apply
+from lightning_nm.sparse.dispatch import dispatched
 from lightning_nm.sparse.ops import LIBRARY, ops
 
 _NO_CONVOLUTION = Convolution((), (), (), (), 0)

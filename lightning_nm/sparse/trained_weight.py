@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_nm.patterns import NM, Block1xN
 from lightning_nm.sparse.backends import Backend, backends_for
 from lightning_nm.sparse.choice import Choice, choose
-from lightning_nm.sparse.dispatch import AUTO
+from lightning_nm.sparse.decision import MEASURED
 from lightning_nm.sparse.straight_through import Packed, product
 from lightning_nm.training.selection import Selected
 from lightning_nm.training.shards import is_sharded
@@ -101,7 +101,7 @@ class TrainedWeight:
         there = backends_for(weight.device)
         fast = {name: backend for name, backend in there.items() if backend.packs_fast}
         refusals = {name: backend.why_not(weight, pattern, x, along) for name, backend in fast.items()}
-        if self._backend not in (AUTO, "dense"):
+        if self._backend not in (*MEASURED, "dense"):
             refusal = refusals.get(self._backend, f"{self._backend} packs too slowly for training, or not here")
             return Choice("dense", {}, refusal) if refusal else Choice(self._backend, {}, "asked for")
         able = [name for name, refusal in refusals.items() if refusal is None]

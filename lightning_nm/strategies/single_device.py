@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from lightning_nm.sparse.dispatch import AUTO
+from lightning_nm.sparse.decision import AUTO
 from lightning_nm.strategies.sparse_steps import SparseSteps
 
 

@@ -12,7 +12,7 @@ from lightning_nm.callbacks import loggers
 from lightning_nm.callbacks.table import print_table
 from lightning_nm.sparse import Acceleration
 from lightning_nm.sparse.acceleration import Row
-from lightning_nm.sparse.dispatch import AUTO
+from lightning_nm.sparse.decision import AUTO
 
 
 class SparseEvaluation:

@@ -12,7 +12,7 @@ from lightning_nm import kernels
 from lightning_nm.cli import bench
 from lightning_nm.cli.main import main
 from lightning_nm.patterns import NM
-from lightning_nm.sparse import BACKENDS
+from lightning_nm.sparse import BACKENDS, accelerate, decision, machine, tuned
 from lightning_nm.sparse.backends import DenseOperand
 
 QUICK = ["--seconds", "0"]
@@ -68,6 +68,46 @@ def test_options_reach_the_measurement(tmp_path):
     assert held["rows"][0]["dtype"] == "bfloat16"
     assert held["rows"][0]["refusals"] == {"onednn": "prepacked weights are float32"}
     assert torch.get_num_threads() == before
+
+
+def test_tuning(monkeypatch, tmp_path, capsys):
+    """What it finds is what a model gets from then on: also for patterns that its zeros tell otherwise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["--shape", 64, 64, "--pattern", "2:4", "1:4V32", "--tune"]
+    assert run(*words, "--batch", 4) == 0
+    shown = capsys.readouterr().out
+    assert "1x32@0.75" in shown
+    assert "auto: tuned on 20" in shown
+    assert f"tuned 2 products for {machine.name(torch.device('cpu'))}: {tuned.file()}" in shown
+    entries = json.loads(tuned.file().read_text())
+    assert len(entries) == 2
+    decision.forget()
+    layer = nn.Linear(64, 64, bias=False).requires_grad_(False)
+    layer.weight.mul_(NM(1, 4, vector=32).mask(layer.weight))
+    accelerated = accelerate(layer)
+    layer(torch.randn(3, 64))
+    (made,) = accelerated.choices["weight"]
+    assert "tuned on 20" in made.why()
+    assert made.backend in [entry["backend"] for entry in entries.values()]
+
+
+def test_tuning_keeps_nothing_that_is_wrong(monkeypatch, tmp_path, capsys):
+    """A wrong backend leaves no entry, and status 1."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(BACKENDS["cpu"], "hold", lambda weight, pattern, dim: DenseOperand(weight * 1.01, dim))
+    assert run(*SHAPE, "--tune") == 1
+    assert "tuned 0 products" in capsys.readouterr().out
+    assert not tuned.file().exists()
+
+
+def test_what_is_tuned_by_default(monkeypatch):
+    """Every power of two that a choice is made for."""
+    asked = bench._parser().parse_args(["x.ckpt", "--tune"])
+    assert bench._batches(asked) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    asked.device = "cuda"
+    assert bench._batches(asked)[-1] == 8192
+    asked.tune = False
+    assert bench._batches(asked) == [1, 32]
 
 
 def test_without_numba(monkeypatch, capsys):

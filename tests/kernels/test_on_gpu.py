@@ -58,11 +58,13 @@ def test_packed_weights_keep_their_dtype(monkeypatch: pytest.MonkeyPatch, dtype:
     assert layout is not None
     positions, values = on_gpu.pack_gathered(rows, mask, layout)
     pairs, planes = on_gpu.pack_bitplane(rows, mask, 2, 4)
-    assert values.dtype == pairs.dtype == dtype
+    kept, metadata = on_gpu.pack_sparse_mma(rows, mask)
+    assert values.dtype == pairs.dtype == kept.dtype == dtype
     expected = x.double() @ rows.double().T
     for out in (
         on_gpu.gathered(x, positions, values, None, layout),
         on_gpu.bitplane(x, pairs, planes, None, 4, 70),
         on_gpu.vectorwise(x, *vectorwise_nm.pack(rows, 32), None, 70),
+        on_gpu.sparse_tensor_cores(x, kept, metadata, None, 70),
     ):
         torch.testing.assert_close(out.double(), expected, atol=0.05, rtol=0.02)

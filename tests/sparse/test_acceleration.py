@@ -292,7 +292,7 @@ def test_a_model_without_sparse_weights() -> None:
 
 def test_an_unknown_backend() -> None:
     """Is refused with the names that there are."""
-    with pytest.raises(ValueError, match="no backend 'gpu'; there are auto, dense, onednn, cpu"):
+    with pytest.raises(ValueError, match="no backend 'gpu'; there are auto, auto_in_graph, dense, onednn, cpu"):
         accelerate(nn.Linear(8, 8), backend="gpu")
 
 

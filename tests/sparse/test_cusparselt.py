@@ -207,13 +207,14 @@ def test_what_it_can(monkeypatch: pytest.MonkeyPatch, pattern: NM, shape: tuple[
 
 
 def test_the_operator(library: Pretended) -> None:
-    """Opcheck; what does not fit is refused, and gradients are."""
+    """Opcheck; the activation comes after the product; what does not fit is refused, and gradients are."""
     held = weight()
     compressed, bias = raw.compress(held), torch.randn(OUTPUTS).bfloat16()
     x, rest = torch.randn(2, 3, INPUTS).bfloat16(), (OUTPUTS, INPUTS, 0, 1, -1)
     operator = ops.cusparselt_linear
-    torch.library.opcheck(operator.default, (x, compressed, bias, *rest))
+    torch.library.opcheck(operator.default, (x, compressed, bias, *rest, "relu"))
     torch.testing.assert_close(operator(x, compressed, bias, *rest), F.linear(x, held, bias))
+    torch.testing.assert_close(operator(x, compressed, bias, *rest, "silu"), F.silu(F.linear(x, held, bias)))
     assert operator(x[:, :0], compressed, bias, *rest).shape == (2, 0, OUTPUTS)
     for wrong in (
         (x.half(), compressed, bias, *rest),
@@ -221,6 +222,7 @@ def test_the_operator(library: Pretended) -> None:
         (x, compressed[:-1], bias, *rest),
         (x, compressed, bias[:-1], *rest),
         (x, compressed, None, 40, INPUTS, 0, 1, -1),
+        (x, compressed, bias, *rest, "RELU"),
     ):
         with pytest.raises(ValueError):
             operator(*wrong)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_nm import kernels
 from lightning_nm.patterns import NM
-from lightning_nm.sparse import backends, choice, dispatch
+from lightning_nm.sparse import backends, choice, decision
 from lightning_nm.sparse.backends import PrepackedOperand
 from lightning_nm.sparse.dispatch import Dispatched, dispatched
 from tests.sparse.models import assert_near, sparse_weight
@@ -30,9 +30,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
         monkeypatch.setattr(choice, "_fastest", fastest)
 
     takes.calls = 0  # type: ignore[attr-defined]
-    dispatch.forget()
+    decision.forget()
     yield takes
-    dispatch.forget()
+    decision.forget()
 
 
 def weight(backend: str = "auto") -> Dispatched:
@@ -155,7 +155,7 @@ def test_an_empty_batch() -> None:
 def test_without_numba(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """Promise: speed is lost, function is not, and the report says why."""
     monkeypatch.setattr(kernels, "compiled_cpu", lambda: None)
-    dispatch.forget()
+    decision.forget()
     held, x = weight(backend), torch.randn(4, 64, dtype=torch.bfloat16)
     held = held.cast(torch.bfloat16)
     assert_near(held.product(x, None, None), x @ held.weight.T)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from lightning_nm.kernels import on_gpu
 from lightning_nm.kernels.convolution import Convolution
+from lightning_nm.kernels.sparse_mma import matmul as plain
 from lightning_nm.patterns import NM, Block1xN, Pattern
-from lightning_nm.sparse import BACKENDS, accelerate, dispatch, recognise
+from lightning_nm.sparse import BACKENDS, accelerate, decision, prior, recognise
 from lightning_nm.sparse.backends import backends_for
 from lightning_nm.sparse.dispatch import Dispatched
 from lightning_nm.sparse.gpu_backends import Gpu, whole_groups
@@ -25,6 +26,7 @@ PATTERNS: dict[str, Any] = {
     "gathered": NM(2, 4),
     "bitplane": NM(1, 8),
     "vectorwise": NM(1, 4, vector=64),
+    "sparse_mma": NM(2, 4),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*")  # rows of x that nobody asks for
@@ -38,7 +40,13 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Gpu, "_no_card", lambda self, weight: None)
         for name in ("onednn", "cpu"):
             monkeypatch.setattr(type(BACKENDS[name]), "device", "another")
-    dispatch.forget()
+        # nothing interprets that kernel: plain torch multiplies in its place
+        monkeypatch.setattr(on_gpu, "no_sparse_mma", lambda device, dtype: None)
+        monkeypatch.setattr(
+            on_gpu, "sparse_tensor_cores", lambda x, values, *rest: plain(x, values.view(torch.int32), *rest)
+        )
+    monkeypatch.setattr(prior, "HOPELESS", 0.0)  # weights are small here, and everything is to be tried
+    decision.forget()
 
 
 def sparse(shape: tuple[int, ...], pattern: Pattern, dim: int = 1, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from lightning_nm.kernels import on_gpu, vectorwise_nm
 from lightning_nm.kernels.gathered_nm import Layout
-from lightning_nm.sparse.gpu_operands import check_bitplane, check_cusparselt, check_gathered, check_vectorwise
+from lightning_nm.sparse.gpu_operands import (
+    check_bitplane,
+    check_cusparselt,
+    check_gathered,
+    check_sparse_mma,
+    check_vectorwise,
+)
 from tests.kernels.test_gathered_nm import sparse
 
 OUTPUTS, INPUTS = 48, 64
@@ -34,6 +40,10 @@ def vectorwise() -> tuple[Any, ...]:
     return (*vectorwise_nm.pack(rows, 32), None, OUTPUTS, INPUTS)
 
 
+def sparse_tensor_cores() -> tuple[Any, ...]:
+    return (*on_gpu.pack_sparse_mma(*sparse(OUTPUTS, INPUTS, 2, 4, torch.bfloat16)), None, OUTPUTS, INPUTS)
+
+
 def compressed() -> tuple[Any, ...]:
     return torch.zeros(OUTPUTS * INPUTS * 9 // 16, dtype=torch.bfloat16), None, OUTPUTS, INPUTS
 
@@ -42,6 +52,7 @@ CHECKS = [
     (check_gathered, gathered),
     (check_bitplane, bitplane),
     (check_vectorwise, vectorwise),
+    (check_sparse_mma, sparse_tensor_cores),
     (check_cusparselt, compressed),
 ]
 Check = Callable[..., Any]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nm.kernels import on_gpu, vectorwise_nm
+from lightning_nm.kernels.activation import ACTIVATIONS, activated
 from lightning_nm.kernels.gathered_nm import Layout
 from lightning_nm.patterns import NM
 from lightning_nm.sparse.gpu_backends import whole_groups
@@ -50,7 +51,7 @@ def test_opcheck(name: str) -> None:
     """Schema, fake tensors and tracing hold what torch demands of them."""
     _, operator, packed = call(name)
     x = torch.randn(3, 2, INPUTS, device=DEVICE).bfloat16()
-    torch.library.opcheck(operator.default, (x, *packed))
+    torch.library.opcheck(operator.default, (x, *packed, "gelu"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,12 +74,26 @@ def test_compiled(name: str) -> None:
 
     class Layer(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return operator(x, *packed).relu()
+            return operator(x, *packed, activation="relu") + operator(x, *packed)
 
     x = torch.randn(3, INPUTS, device=DEVICE).bfloat16()
     with torch.no_grad():
         out = torch.compile(Layer(), fullgraph=True, backend="aot_eager")(x)
-    torch.testing.assert_close(out.double().cpu(), exact(weight, x).relu(), atol=0.05, rtol=0.02)
+    expected = exact(weight, x)
+    torch.testing.assert_close(out.double().cpu(), expected + expected.relu(), atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(name: str, activation: str) -> None:
+    """Of the product and its bias, and of no rows; one that nobody knows is refused."""
+    weight, operator, packed = call(name, torch.float16)
+    x = torch.randn(3, INPUTS, device=DEVICE).half()
+    out = operator(x, *packed, activation)
+    torch.testing.assert_close(out.double().cpu(), activated(exact(weight, x), activation), atol=0.01, rtol=0.005)
+    assert operator(x[:0], *packed, activation).shape == (0, OUTPUTS)
+    with pytest.raises(ValueError, match="unknown activation 'swish': one of none, relu"):
+        operator(x, *packed, "swish")
 
 
 @pytest.mark.parametrize("name", NAMES)

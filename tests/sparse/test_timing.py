@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -34,6 +37,41 @@ def test_the_wall_clock_runs_the_call():
     assert 0 < stopwatch(torch.device("cpu"))(lambda: made.append(1)) < 1
     assert made == [1]
     assert stopwatch(torch.device("cpu")) is wall_clock
+
+
+class Card:
+    """One on which a call takes 5 ms, and whose wait is over before the call is issued, unless it waits for long."""
+
+    def __init__(self, enough: int) -> None:
+        self.enough, self.asked = enough, []
+
+    def events(self, enable_timing: bool) -> Card:
+        return self
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return self.asked[-1] < self.enough
+
+    def elapsed_time(self, end: Card) -> float:
+        return 5.0
+
+
+@pytest.mark.parametrize(("enough", "asked"), [(1, 2), (1_000_000, 4), (10**12, 5)])
+def test_a_card_is_busy_until_a_call_has_been_issued(monkeypatch: pytest.MonkeyPatch, enough: int, asked: int) -> None:
+    """Else its clock would count the host's time: it is kept busy for longer, and from then on; there is an end."""
+    card = Card(enough)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=8))
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: torch.zeros(*size, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", card.events)
+    monkeypatch.setattr(torch.cuda, "_sleep", card.asked.append)
+    clock = stopwatch(torch.device("cuda"))
+    assert [clock(lambda: None) for _ in range(2)] == [0.005, 0.005]
+    assert len(card.asked) == asked
+    assert card.asked == sorted(card.asked)
 
 
 @pytest.mark.gpu

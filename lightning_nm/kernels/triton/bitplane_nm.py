@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_nm.kernels.bitplane_nm import GROUPS, ROWS, ordered, spans_at_once
+from lightning_nm.kernels.triton.activation import activated
 from lightning_nm.kernels.triton.finish import finish
 
 WARPS = 4
@@ -38,6 +39,7 @@ def kernel(
     COLUMNS: tl.constexpr,
     SPANS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
@@ -58,6 +60,7 @@ def kernel(
             sums = tl.dot(weights, x, sums)
     if HAS_BIAS:
         sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
+    sums = activated(sums, ACTIVATION)
     there = (row < outputs)[:, None] & (column < batch)[None, :]
     place = (split * batch + column[None, :]) * outputs + row[:, None]
     tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=there)
@@ -102,7 +105,15 @@ def _joined(parts, M: tl.constexpr, BITS: tl.constexpr):
     return parts[0]
 
 
-def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: int, outputs: int) -> Tensor:
+def matmul(
+    x: Tensor,
+    values: Tensor,
+    planes: Tensor,
+    bias: Tensor | None,
+    m: int,
+    outputs: int,
+    activation: str = "none",
+) -> Tensor:
     """`lightning_nm.kernels.bitplane_nm.matmul`, summed in float32."""
     batch, (filled, count, n, _) = len(x), values.shape
     columns = max(16, min(64, 1 << (batch - 1).bit_length()))
@@ -130,8 +141,9 @@ def matmul(x: Tensor, values: Tensor, planes: Tensor, bias: Tensor | None, m: in
         COLUMNS=columns,
         SPANS=step,
         HAS_BIAS=fused is not None,
+        ACTIVATION=activation if parts == 1 else "none",
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=WARPS,
         num_stages=STAGES,
     )
-    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype)
+    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype, activation)

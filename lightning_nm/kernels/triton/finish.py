@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_nm.kernels.triton.activation import activated
+
 _BLOCK = 512
 
 
@@ -24,6 +26,7 @@ def kernel(
     outputs,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     row = tl.program_id(1)
     output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -33,11 +36,15 @@ def kernel(
         total += tl.load(parts_ptr + (part * batch + row) * filled + output, mask=there, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias_ptr + output, mask=there, other=0.0).to(tl.float32)
+    total = activated(total, ACTIVATION)
     tl.store(out_ptr + row * outputs + output, total.to(out_ptr.dtype.element_ty), mask=there)
 
 
-def finish(parts: Tensor, bias: Tensor | None, outputs: int, dtype: torch.dtype) -> Tensor:
-    """``[batch, outputs]``: the sum of ``parts`` ``[parts, batch, outputs or more]`` of float32, and of the bias."""
+def finish(parts: Tensor, bias: Tensor | None, outputs: int, dtype: torch.dtype, activation: str = "none") -> Tensor:
+    """``[batch, outputs]``: the sum of ``parts`` ``[parts, batch, outputs or more]`` of float32 and of the bias.
+
+    It is activated, and rounded last.
+    """
     count, batch, filled = parts.shape
     out = torch.empty(batch, outputs, dtype=dtype, device=parts.device)
     kernel[(triton.cdiv(outputs, _BLOCK), batch)](
@@ -50,5 +57,6 @@ def finish(parts: Tensor, bias: Tensor | None, outputs: int, dtype: torch.dtype)
         outputs,
         BLOCK=_BLOCK,
         HAS_BIAS=bias is not None,
+        ACTIVATION=activation,
     )
     return out

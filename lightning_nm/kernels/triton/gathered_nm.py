@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_nm.kernels.gathered_nm import Layout
+from lightning_nm.kernels.triton.activation import activated
 from lightning_nm.kernels.triton.finish import finish
 
 ROWS = 4
@@ -40,6 +41,7 @@ def kernel(
     BF16: tl.constexpr,
     ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
     split = tl.program_id(1)
@@ -75,6 +77,7 @@ def kernel(
         total = tl.sum(sums[b], 1, keep_dims=True)  # [ROWS, 1]
         if HAS_BIAS:
             total += tl.load(bias_ptr + row, mask=there, other=0.0).to(tl.float32)
+        total = activated(total, ACTIVATION)
         tl.store(out_ptr + (split * BATCH + b) * outputs + row, total.to(out_ptr.dtype.element_ty), mask=there)
 
 
@@ -91,7 +94,9 @@ def splits(outputs: int, chunks: int) -> int:
     return max(1, min(chunks, _PROGRAMS * ROWS // max(1, outputs)))
 
 
-def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
+def matmul(
+    x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: Layout, activation: str = "none"
+) -> Tensor:
     """`lightning_nm.kernels.gathered_nm.matmul` of up to 8 rows of x, summed in float32."""
     (batch, inputs), outputs = x.shape, len(values)
     x = (F.pad(x, (0, layout.filled - inputs)) if layout.filled > inputs else x).contiguous()
@@ -118,6 +123,7 @@ def matmul(x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, la
         BF16=dtype == torch.bfloat16,
         ROWS=ROWS,
         HAS_BIAS=fused is not None,
+        ACTIVATION=activation if parts == 1 else "none",
         num_warps=WARPS,
     )
-    return out[0] if parts == 1 else finish(out, bias, outputs, dtype)
+    return out[0] if parts == 1 else finish(out, bias, outputs, dtype, activation)

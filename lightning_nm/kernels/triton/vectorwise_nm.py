@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_nm.kernels.triton.activation import activated
 from lightning_nm.kernels.triton.finish import finish
 from lightning_nm.kernels.vectorwise_nm import STEP
 
@@ -36,6 +37,7 @@ def kernel(
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     block = tl.program_id(0)  # neighbours share the columns of x, which stay in the second cache
@@ -57,6 +59,7 @@ def kernel(
         sums = tl.trans(sums)
     if HAS_BIAS:
         sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
+    sums = activated(sums, ACTIVATION)
     there = (row < outputs)[:, None] & (column < batch)[None, :]
     place = (split * batch + column[None, :]).to(tl.int64) * outputs + row[:, None]
     tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=there)
@@ -78,7 +81,9 @@ class Tile(NamedTuple):
         return Tile(columns, 8 if rows * columns > 64 * 128 else 4, 5 if rows * columns > 64 * 256 else 3)
 
 
-def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+def matmul(
+    x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outputs: int, activation: str = "none"
+) -> Tensor:
     """`lightning_nm.kernels.vectorwise_nm.matmul`, summed in float32."""
     batch, (filled, length) = len(x), values.shape
     rows = filled // len(inputs)
@@ -104,8 +109,9 @@ def matmul(x: Tensor, values: Tensor, inputs: Tensor, bias: Tensor | None, outpu
         COLUMNS=wide,
         STEP=STEP,
         HAS_BIAS=fused is not None,
+        ACTIVATION=activation if parts == 1 else "none",
         INTERPRETED=not isinstance(kernel, triton.JITFunction),
         num_warps=warps,
         num_stages=stages,
     )
-    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype)
+    return out[0] if parts == 1 else finish(out, bias, outputs, x.dtype, activation)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +46,10 @@ class Binary:
     instructions: dict[str, int] = field(default_factory=dict)
     loop: dict[str, int] = field(default_factory=dict)
     """Those of the longest loop."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """The same by their full names, with what these say of widths and types."""
+    ptx: str = ""
+    """The same, one step before."""
 
     @property
     def spills(self) -> int:
@@ -75,16 +80,21 @@ def _compile(request: Request) -> Binary:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel = getattr(import_module(request.module), request.kernel)
     signature = {**request.signature, **dict.fromkeys(request.constants, "constexpr")}
     names = list(signature)
-    source = ASTSource(
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         kernel,
         signature,
         {(names.index(name),): value for name, value in request.constants.items()},
-        # pointers and sizes are multiples of 16, as Triton finds out at run time
-        {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] in "*i"},
+        # pointers and sizes are multiples of 16, as Triton finds out at run time where it is to look
+        {
+            (i,): [["tt.divisibility", 16]]
+            for i, kind in enumerate(signature.values())
+            if kind[0] in "*i" and not kernel.params[i].do_not_specialize
+        },
     )
     options = {"num_warps": request.warps, "num_stages": request.stages}
     made = triton.compile(source, target=GPUTarget("cuda", request.capability, 32), options=options)
@@ -95,12 +105,12 @@ def _compile(request: Request) -> Binary:
         code = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
         resources = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
     registers = int(re.findall(r"REG:(\d+)", resources.stdout + resources.stderr)[-1])
-    every, loop = _instructions(code)
-    return Binary(made.metadata.shared, registers, dict(every), dict(loop))
+    every, loop, kinds = _instructions(code)
+    return Binary(made.metadata.shared, registers, dict(every), dict(loop), dict(kinds), made.asm["ptx"])
 
 
-def _instructions(code: str) -> tuple[Counter[str], Counter[str]]:
-    """By name: all, and those of the longest loop."""
+def _instructions(code: str) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """By name: all, and those of the longest loop; these by their full names too."""
     lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);", code)
     listed = [(int(at, 16), name, rest) for at, name, rest in lines]
     jumps = [
@@ -110,10 +120,12 @@ def _instructions(code: str) -> tuple[Counter[str], Counter[str]]:
     ]
     begin, end = max(((to, at) for to, at in jumps if to < at), key=lambda jump: jump[1] - jump[0], default=(0, 0))
 
-    def count(first: int, last: float) -> Counter[str]:
-        return Counter(name.split(".")[0] for at, name, _ in listed if first <= at <= last)
+    looped = [name for at, name, _ in listed if begin <= at <= end]
+    return _count(name for _, name, _ in listed), _count(looped), Counter(looped)
 
-    return count(0, float("inf")), count(begin, end)
+
+def _count(names: Iterable[str]) -> Counter[str]:
+    return Counter(name.split(".")[0] for name in names)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,27 @@ def test_against_float64(n: int, m: int, outputs: int, groups: int, batch: int, 
     torch.testing.assert_close(out.double().cpu(), expected, atol=0.05, rtol=0.01)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("programs", [1, 264])
+def test_activation(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole sum, by the one program that has it or where parts are added up."""
+    monkeypatch.setattr(bitplane_nm, "_PROGRAMS", programs)
+    rows, mask = sparse(9, 512, 1, 4, torch.float16)
+    x = torch.randn(3, 512).half()
+    packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, mask, 1, 4)]
+    out = bitplane_nm.matmul(x.to(DEVICE), *packed, None, 4, 9, "relu")
+    torch.testing.assert_close(out.double().cpu(), (x.double() @ rows.double().T).relu(), atol=0.05, rtol=0.01)
+
+
 @pytest.fixture(scope="module")
 def binaries() -> dict[tuple[int, int, int, int], tuple[Binary, float]]:
     """By N, M, rows of x and capability: the machine code, and dense weights of a thread in one turn of the loop."""
     made, dense, requests = [], [], []
     for n, m, columns in BUDGET:
         at_once = layouts.spans_at_once(m)
-        tile = {"ROWS": layouts.ROWS, "COLUMNS": columns, "SPANS": at_once, "HAS_BIAS": True, "INTERPRETED": False}
-        constants = {"N": n, "M": m, "BITS": (m - 1).bit_length(), **tile}
+        tile = {"ROWS": layouts.ROWS, "COLUMNS": columns, "SPANS": at_once}
+        ending = {"HAS_BIAS": True, "ACTIVATION": "relu", "INTERPRETED": False}
+        constants = {"N": n, "M": m, "BITS": (m - 1).bit_length(), **tile, **ending}
         pointers = {"x_ptr": "*bf16", "values_ptr": "*i32", "planes_ptr": "*i32", "bias_ptr": "*bf16"}
         signature = {**pointers, "out_ptr": "*bf16", "outputs": "i32", "batch": "i32", "spans": "i32"}
         for capability in SHARED_MEMORY:

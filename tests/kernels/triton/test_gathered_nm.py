@@ -37,15 +37,15 @@ def test_against_float64(n: int, m: int, outputs: int, groups: int, batch: int, 
 
 @pytest.mark.gpu
 def test_inputs_split_among_programs() -> None:
-    """Few outputs and many chunks: each program sums a part."""
+    """Few outputs and many chunks: each program sums a part, and the sum of all is activated."""
     rows, mask = sparse(3, 16_384, 2, 4, torch.bfloat16)
     layout = Layout.of(2, 4, 16_384)
     assert layout is not None
     assert gathered_nm.splits(3, layout.chunks) == layout.chunks > 1
     x = torch.randn(2, 16_384).bfloat16()
     packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, mask, layout)]
-    out = gathered_nm.matmul(x.to(DEVICE), *packed, None, layout)
-    torch.testing.assert_close(out.double().cpu(), x.double() @ rows.double().T, atol=0.5, rtol=0.01)
+    out = gathered_nm.matmul(x.to(DEVICE), *packed, None, layout, "relu")
+    torch.testing.assert_close(out.double().cpu(), (x.double() @ rows.double().T).relu(), atol=0.5, rtol=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,8 @@ def binaries() -> dict[tuple[int, int, int, int], tuple[Binary, float]]:
         layout = Layout.of(n, m, 4096)
         assert layout is not None
         sizes = {"N": n, "M": m, "BITS": layout.bits, "GROUPS": layout.groups, "WORDS": layout.words, "BATCH": batch}
-        constants = {**sizes, "INPUTS": 4096, "BF16": True, "ROWS": gathered_nm.ROWS, "HAS_BIAS": True}
+        ending = {"HAS_BIAS": True, "ACTIVATION": "relu"}
+        constants = {**sizes, "INPUTS": 4096, "BF16": True, "ROWS": gathered_nm.ROWS, **ending}
         pointers = {
             "x_ptr": "*bf16" if batch == 1 else "*fp32",
             "positions_ptr": "*i32",

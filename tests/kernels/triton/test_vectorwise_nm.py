@@ -39,16 +39,16 @@ def test_against_float64(pattern: NM | Block1xN, outputs: int, inputs: int, batc
 @pytest.mark.gpu
 @pytest.mark.parametrize("bias", [False, True])
 def test_outputs_that_fill_no_block(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing beyond the last is told; with one program for all inputs the bias is added inside."""
+    """Nothing beyond the last is told; with one program for all inputs bias and activation are applied inside."""
     rows, x = shared(70, 304, NM(1, 4), torch.bfloat16), torch.randn(5, 304).bfloat16()
     given = torch.randn(70).bfloat16() if bias else None
     packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, 64)]
     expected = x.double() @ rows.double().T + (0 if given is None else given.double())
     for programs in (1, 264):
         monkeypatch.setattr(vectorwise_nm, "_PROGRAMS", programs)
-        out = vectorwise_nm.matmul(x.to(DEVICE), *packed, None if given is None else given.to(DEVICE), 70)
+        out = vectorwise_nm.matmul(x.to(DEVICE), *packed, None if given is None else given.to(DEVICE), 70, "relu")
         assert out.shape == (5, 70)
-        torch.testing.assert_close(out.double().cpu(), expected, atol=0.05, rtol=0.01)
+        torch.testing.assert_close(out.double().cpu(), expected.relu(), atol=0.05, rtol=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def binaries() -> dict[tuple[int, int, int], Binary]:
             "length": "i32",
         }
         tile = {"ROWS": rows, "COLUMNS": columns, "STEP": layouts.STEP}
-        constants = {**tile, "HAS_BIAS": True, "INTERPRETED": False}
+        constants = {**tile, "HAS_BIAS": True, "ACTIVATION": "gelu", "INTERPRETED": False}
         for capability in SHARED_MEMORY:
             made.append((rows, batch, capability))
             requests.append(Request(vectorwise_nm.__name__, signature, constants, capability, warps, stages))
