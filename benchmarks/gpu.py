@@ -1,205 +1,109 @@
-"""The GPU gate: the kernels' tests on this card, then every backend against cuBLAS, checked and timed.
+"""The GPU gate: the kernels' tests on this card, then every backend against cuBLAS, and networks end to end.
 
     python benchmarks/gpu.py
 
 Needs a CUDA card, torch, triton, lightning and torchmetrics; the tests need pytest besides, and without it are reported
-as not run. It takes less than eight minutes: what is not reached in time is named. Times are the card's own, medians
-with their quartiles, of bfloat16 products that find nothing of their operands in its caches; every result is held
-against float64 and wrong ones are not timed. Writes benchmarks/gpu-<card>.json and .md.
+as not run. It takes less than eight minutes: each section has its share, what is not reached in time is named, and what
+breaks down is a row of its table. Every result is checked. Writes benchmarks/gpu-<card>.json and .md, the targets of
+the project beside what was measured first.
 
-Exit status 0: all is right; 1: a test failed or a result was wrong; 2: there is no CUDA card.
+Exit status 0: all is right; 1: a test failed, a result was wrong or something broke down; 2: there is no CUDA card.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # nothing need be installed
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # nothing need be installed
+import torch  # noqa: E402
+from gpu_gate import block, command, own_tests, products, report, runner, sparse_training, step, targets  # noqa: E402
+from gpu_gate.sections import Row, Section, Task  # noqa: E402
+from gpu_gate.sizes import SIZES, Sizes  # noqa: E402
 
-from lightning_nm.callbacks.table import markdown_table  # noqa: E402
-from lightning_nm.patterns import NM, parse  # noqa: E402
-from lightning_nm.sparse.backends import backends_for  # noqa: E402
-from lightning_nm.sparse.comparison import Comparison, compare  # noqa: E402
 
-TESTS = (
-    "tests/kernels/triton/test_gathered_nm.py",
-    "tests/kernels/triton/test_bitplane_nm.py",
-    "tests/kernels/triton/test_vectorwise_nm.py",
-    "tests/kernels/triton/test_lines.py",
-    "tests/kernels/triton/test_vectorwise_conv.py",
-    "tests/kernels/triton/test_bitplane_conv.py",
-    "tests/kernels/triton/test_sparse_mma.py",
-    "tests/kernels/triton/test_finish.py",
-    "tests/kernels/triton/test_activation.py",
-    "tests/kernels/triton/test_split.py",
-    "tests/kernels/triton/test_split_sizes.py",
-    "tests/sparse/test_gpu_ops.py",
-    "tests/sparse/test_gpu_conv_ops.py",
-    "tests/sparse/test_gpu_backends.py",
-    "tests/sparse/test_cusparselt.py",
-    "tests/sparse/test_sparse_mma.py",
-    "tests/sparse/test_sparse_training.py",
-    "tests/sparse/test_timing.py",
-    "tests/kernels/test_init.py",
-    "tests/conversion/test_adaprune.py",
-    "tests/cli/test_bench.py",
+def _first(sizes: Sizes) -> list[Task]:
+    return products.tasks(targets.behind_targets(sizes), sizes)
+
+
+def _more(sizes: Sizes) -> list[Task]:
+    behind = set(targets.behind_targets(sizes))
+    return products.tasks([product for product in products.every(sizes) if product not in behind], sizes)
+
+
+SECTIONS = (
+    Section("products", "Products behind the targets", products.READING, 1.25, _first),
+    Section("block", "A transformer block", block.READING, 1.25, block.tasks),
+    Section("step", "The SR-STE step", step.READING, 0.75, step.tasks),
+    Section("sparse training", "Training on sparse products", sparse_training.READING, 0.75, sparse_training.tasks),
+    Section("bench", "lightning-nm bench", command.READING, 0.6, command.tasks),
+    Section("more products", "The other products", products.READING, 0.6, _more),
 )
-_NOTHING_TO_RUN = 5  # pytest's exit status: a file whose needs are not installed
-SIZES = ((14336, 4096), (4096, 4096), (28672, 8192))
-PATTERNS = ("2:4", "1:4", "1:8", "1:16", "2:4V64", "1:4V64", "1:4V128")
-BATCHES = tuple(1 << power for power in range(14))
-READING = (
-    "Medians of the card's own clock in us (first and third quartile), bfloat16, caches flushed before each call; "
-    "dense is cuBLAS. 'over dense': how many times as fast the fastest sparse backend is, without the time that a "
-    "host takes to issue it. 'auto' minds that time too."
-)
+TESTS_MINUTES = 2.5
 
 
-class Row(NamedTuple):
-    """One product by all backends."""
-
-    size: tuple[int, int]
-    pattern: str
-    batch: int
-    compared: Comparison
-
-    def record(self) -> dict[str, Any]:
-        """As JSON holds it, times in seconds."""
-        compared = self.compared
-        return {
-            "size": self.size,
-            "pattern": self.pattern,
-            "batch": self.batch,
-            "times": {name: timing._asdict() for name, timing in compared.times.items()},
-            "over_dense": compared.over("dense"),
-            "refusals": compared.refusals,
-            "wrong": compared.wrong,
-            "auto": asdict(compared.auto) if compared.auto else None,
-        }
-
-    def cells(self, backends: Sequence[str]) -> list[str]:
-        compared = self.compared
-        shown = [
-            f"{t.median * 1e6:.1f} ({t.low * 1e6:.1f}-{t.high * 1e6:.1f})" if (t := compared.times.get(name)) else "-"
-            for name in backends
-        ]
-        over = compared.over("dense")
-        ratio = "-" if over is None else f"{over:.2f}"
-        wrong = "; ".join(f"{name}: {fault}" for name, fault in compared.wrong.items())
-        auto = compared.auto.backend if compared.auto else "-"
-        return ["x".join(map(str, self.size)), self.pattern, str(self.batch), *shown, ratio, auto, wrong or "right"]
+def measured(sizes: str, end: float) -> dict[str, runner.Outcome]:
+    """Every section in its turn; what one leaves of its time goes to those after it."""
+    outcomes: dict[str, runner.Outcome] = {}
+    waiting: runner.Worker | None = runner.Worker(SECTIONS[0].name, sizes)
+    for turn, section in enumerate(SECTIONS):
+        rest = sum(other.minutes for other in SECTIONS[turn:])
+        until = time.time() + (end - runner.GRACE - time.time()) * section.minutes / rest
+        worker, waiting = waiting, None
+        if turn + 1 < len(SECTIONS):  # the next one imports meanwhile
+            waiting = runner.Worker(SECTIONS[turn + 1].name, sizes)
+        print(f"\n{section.title}", flush=True)
+        outcomes[section.name] = runner.run(section, sizes, until, end, worker, _told)
+    return outcomes
 
 
-def tested() -> dict[str, str]:
-    """By file: how its tests ended. The files run side by side, for they mostly wait for compilers."""
-    if find_spec("pytest") is None:
-        return dict.fromkeys(TESTS, "not run: pytest is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short"]
-    running = {
-        file: subprocess.Popen([*command, file], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for file in TESTS
-    }
-    ended = {}
-    for file, process in running.items():
-        said = process.communicate()[0]
-        right = process.returncode in (0, _NOTHING_TO_RUN)
-        ended[file] = said.strip().splitlines()[-1] if right else f"FAILED\n{said[-4000:]}"
-        print(f"{file}: {ended[file]}", flush=True)
-    return ended
-
-
-def measured(sizes: Sequence[tuple[int, int]], seconds: float, until: float, device: str = "cuda") -> Iterator[Row]:
-    """Every product that is reached in time, those of a batch together."""
-    for size in sizes:
-        weights = {written: _weight(size, written, device) for written in PATTERNS}
-        for batch in BATCHES:
-            x = torch.randn(batch, size[1], device=device).bfloat16()
-            for written, (weight, pattern) in weights.items():
-                if time.monotonic() > until:
-                    return
-                yield Row(size, written, batch, compare(weight, pattern, 1, x, seconds=seconds))
-
-
-def _weight(size: tuple[int, int], written: str, device: str) -> tuple[Tensor, NM]:
-    pattern = parse(written)
-    assert isinstance(pattern, NM)
-    dense = torch.randn(size, device=device, generator=torch.Generator(device).manual_seed(0)).bfloat16()
-    return torch.where(pattern.mask(dense), dense, 0.0), pattern
-
-
-def machine() -> dict[str, str]:
-    """What runs here, and when."""
-    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = "unknown"
-    about = {"card": torch.cuda.get_device_name(), "driver": driver, "cuda": str(torch.version.cuda)}
-    about["cusparselt"] = str(torch.backends.cusparselt.version())
-    for package in ("torch", "triton", "lightning", "torchmetrics"):
-        try:
-            about[package] = version(package)
-        except PackageNotFoundError:
-            about[package] = "not installed"
-    about["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return about
-
-
-def write(folder: Path, about: dict[str, str], tests: dict[str, str], rows: Sequence[Row], left: int) -> list[Path]:
-    """The JSON and the Markdown file."""
-    name = re.sub(r"[^a-z0-9]+", "-", about["card"].lower()).strip("-")
-    files = [folder / f"gpu-{name}.{kind}" for kind in ("json", "md")]
-    held = {"machine": about, "tests": tests, "rows": [row.record() for row in rows], "left": left}
-    files[0].write_text(json.dumps(held, indent=1) + "\n")
-    backends = list(backends_for(torch.device("cuda")))
-    columns = ["weight", "pattern", "batch", *backends, "over dense", "auto", "results"]
-    words = ", ".join(f"{key} {value}" for key, value in about.items())
-    ended = "\n".join(f"- {file}: {said}" for file, said in tests.items())
-    not_reached = f"\n{left} more products were not reached in time.\n" if left else ""
-    table = markdown_table(columns, [row.cells(backends) for row in rows])
-    files[1].write_text(f"{words}\n\n{ended}\n\n{READING}\n{not_reached}\n{table}\n")
-    return files
+def _told(row: Row) -> None:
+    print(" | ".join(row.cells.values()), flush=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--no-tests", action="store_true", help="measure only")
-    parser.add_argument("--seconds", type=float, default=0.15, help="of measuring, for each product (default 0.15)")
-    parser.add_argument("--minutes", type=float, default=7.5, help="for everything (default 7.5)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR")
+    parser.add_argument("--minutes", type=float, default=7.6, help="for everything (default 7.6)")
+    parser.add_argument("--output", type=Path, default=HERE, metavar="DIR")
+    parser.add_argument("--rehearse", action="store_true", help="with tiny networks on the CPU: does the gate work?")
+    parser.add_argument("--section", choices=[s.name for s in SECTIONS], help=argparse.SUPPRESS)  # see runner
+    parser.add_argument("--compile", metavar="N:M", help=argparse.SUPPRESS)  # see own_tests
+    parser.add_argument("--sizes", choices=list(SIZES), default="card", help=argparse.SUPPRESS)
     given = parser.parse_args(args)
-    if not torch.cuda.is_available():
+    if given.section:
+        runner.serve(next(section for section in SECTIONS if section.name == given.section), given.sizes)
+        return 0
+    if given.compile:
+        products.compile_kernels(given.compile, targets.behind_targets(SIZES[given.sizes]), SIZES[given.sizes])
+        return 0
+    if not given.rehearse and not torch.cuda.is_available():
         print("no CUDA card: the GPU gate measures nothing here", file=sys.stderr)
         return 2
-    until = time.monotonic() + given.minutes * 60
-    tests = {} if given.no_tests else tested()
-    rows = []
-    with torch.inference_mode():
-        for row in measured(SIZES, given.seconds, until):
-            rows.append(row)
-            print(*row.cells(list(backends_for(torch.device("cuda")))), sep=" | ", flush=True)
-    left = len(SIZES) * len(PATTERNS) * len(BATCHES) - len(rows)
-    print("wrote", *write(given.output, machine(), tests, rows, left))
-    wrong = sum(bool(row.compared.wrong) for row in rows)
-    failed = sum(said.startswith("FAILED") for said in tests.values())
-    print(f"{len(rows) - wrong} of {len(rows)} products right, {left} not reached; {failed} files of tests failed")
+    start, sizes = time.time(), "tiny" if given.rehearse else "card"
+    end = start + given.minutes * 60
+    compiling = [
+        [sys.executable, str(HERE / "gpu.py"), "--compile", p, "--sizes", sizes] for p in SIZES[sizes].patterns
+    ]
+    share = TESTS_MINUTES / (TESTS_MINUTES + sum(section.minutes for section in SECTIONS))
+    cap = start + share * given.minutes * 60
+    tests = {} if given.no_tests else own_tests.run_tests(own_tests.FILES, cap, compiling)
+    outcomes = measured(sizes, end)
+    files = report.write(given.output, report.machine(), tests, SECTIONS, outcomes, time.time() - start)
+    print("\nwrote", *files)
+    for target in report.reached(outcomes):
+        print(*target.cells(), sep=" | ")
+    rows = [row for outcome in outcomes.values() for row in outcome.rows]
+    wrong = sum(bool(row.fault) for row in rows)
+    failed = sum(said.startswith(own_tests.FAILED) for said in tests.values())
+    left = sum(len(outcome.left) for outcome in outcomes.values())
+    print(f"{len(rows) - wrong} of {len(rows)} rows right, {left} tasks not reached; {failed} files of tests failed")
     return 1 if wrong or failed or not rows else 0
 
 

@@ -103,6 +103,11 @@ class SparseTraining(TorchFunctionMode):
                         return out
         return func(*args, **kwargs)
 
+    @property
+    def choices(self) -> dict[str, list[Choice]]:
+        """By weight: the backend for each size met so far, forward and backward."""
+        return {trained.weight.name: list(trained.choices.values()) for trained in self._weights.values()}
+
     def rows(self) -> list[Row]:
         """For every weight: the backend of each size met, forward and backward, measured times, and why."""
         return [row for trained in self._weights.values() for row in self._rows(trained)]

@@ -20,6 +20,8 @@ class SparseEvaluation:
 
         class MyStrategy(SparseEvaluation, lightning.pytorch.strategies.DDPStrategy): ...
 
+    (`SparseSteps` instead trains on sparse products too, if asked.)
+
     Within ``validation_step``, ``test_step`` and ``predict_step`` the model's sparse weights are multiplied by whatever
     `lightning_nm.sparse.accelerate` finds fastest. Around them the model holds its own parameters, the very same
     objects, so that checkpoints, averages and callbacks see nothing else. Weights are looked at, and packed, at the

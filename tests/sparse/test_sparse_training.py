@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,15 +156,14 @@ def test_a_selection_of_somebody_elses_masks() -> None:
         assert_near(model(data()), exact(data().double()))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype) -> None:
+def test_autocast() -> None:
     """Inputs and weights are cast as torch would; gradients come in the parameters' dtype."""
     model = sparse(mlp(), "2:4T").train()
     twin = copy.deepcopy(model)
     training = SparseTraining(select(model, "2:4T"), backend="cpu")
     outs = []
     for each in (model, twin):
-        with torch.autocast("cpu", dtype):
+        with torch.autocast("cpu", torch.bfloat16):
             if each is model:
                 with training:
                     out = each(data())
@@ -171,7 +171,7 @@ def test_autocast(dtype: torch.dtype) -> None:
                 out = each(data())
         out.float().sum().backward()
         outs.append(out)
-    assert outs[0].dtype == dtype
+    assert outs[0].dtype == torch.bfloat16
     torch.testing.assert_close(*outs, atol=3e-2, rtol=3e-2)
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert one.grad.dtype == torch.float32
@@ -284,8 +284,9 @@ def test_an_unknown_backend() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 @pytest.mark.parametrize("autocast", [False, True])
-def test_on_a_card(autocast: bool) -> None:
+def test_on_a_card(autocast: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """2:4T by cuSPARSELt, through two updates: every gradient is that of the dense products in float64."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # other tests keep the card busy while algorithms are timed
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).cuda()
     model = model if autocast else model.bfloat16()

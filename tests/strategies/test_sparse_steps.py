@@ -89,10 +89,10 @@ def test_resumed(tmp_path: Path) -> None:
     assert_same_weights(resumed, whole)
 
 
-@supported("Sparse training", "`accumulate_grad_batches`, bf16-mixed, bf16-true, manual optimization")
+@supported("Sparse training", "`accumulate_grad_batches`, bf16-mixed, manual optimization")
 @pytest.mark.parametrize(
     "settings",
-    [{"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}, {"manual": True}],
+    [{"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}, {"manual": True}],
     ids=str,
 )
 def test_regimes(tmp_path: Path, settings: dict[str, Any]) -> None:
