@@ -1,8 +1,8 @@
 """Products on a GPU: Triton's kernels where Triton runs, the plain products of the same layouts elsewhere.
 
 Triton runs on CUDA tensors where it is installed, and interpreted on others where ``TRITON_INTERPRET=1`` asks for that;
-it is not imported before. x is ``[B, I]``, B at least 1, of the dtype of the weight: bfloat16 or float16. Packed 16-bit
-weights have that dtype here, so that a tensor says what its bits mean.
+it is not imported before. x is ``[B, I]``, B at least 1, of the dtype of the weight: bfloat16 or float16; or images
+``[B, C, *sizes]``, not empty. Packed 16-bit weights have that dtype here, so that a tensor says what its bits mean.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def bitplane_conv(
     convolution: Convolution,
     activation: str = "none",
 ) -> Tensor:
-    """`bitplane_conv.convolve`, of values ``[O, spans, N, 32]`` and x ``[B, C, *sizes]``, not empty."""
+    """`bitplane_conv.convolve`, of values ``[O, spans, N, 32]``."""
     with on_device(x):
         products = _products("bitplane_conv", x.is_cuda)
         out: Tensor = products.convolve(x, values.view(torch.int32), planes, bias, m, outputs, convolution, activation)
@@ -126,7 +126,7 @@ def vectorwise_conv(
     convolution: Convolution,
     activation: str = "none",
 ) -> Tensor:
-    """`vectorwise_conv.convolve`, of x ``[B, C, *sizes]``, not empty."""
+    """`vectorwise_conv.convolve`."""
     with on_device(x):
         products = _products("vectorwise_conv", x.is_cuda)
         out: Tensor = products.convolve(x, values, inputs, bias, outputs, convolution, activation)

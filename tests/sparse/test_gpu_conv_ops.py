@@ -19,7 +19,7 @@ from tests.kernels.triton.device import DEVICE
 
 NAMES = ["bitplane_conv", "vectorwise_conv"]
 OUTPUTS, INPUTS = 70, 16
-CONVOLUTION = Convolution((3, 2), (2, 1), (1, 0), (1, 2), 1)
+CONVOLUTION = Convolution((1, 2), (2, 1), (1, 0), (1, 2), 1)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:.* encountered in .*"),  # pixels that nobody asks for
@@ -34,7 +34,7 @@ def call(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Any, l
     rows, mask = whole_groups(matrix(weight, 1), 2, 4)
     bias = torch.randn(OUTPUTS).to(dtype)
     packed = {
-        "bitplane_conv": lambda: [*on_gpu.pack_bitplane(rows, mask, 2, 4, 6), bias, 4, OUTPUTS, INPUTS, *CONVOLUTION],
+        "bitplane_conv": lambda: [*on_gpu.pack_bitplane(rows, mask, 2, 4, 2), bias, 4, OUTPUTS, INPUTS, *CONVOLUTION],
         "vectorwise_conv": lambda: [*vectorwise_nm.pack(rows, 64), bias, OUTPUTS, INPUTS, *CONVOLUTION],
     }[name]()
     return rows, getattr(ops, name), [each.to(DEVICE) if isinstance(each, Tensor) else each for each in packed]
@@ -87,14 +87,14 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
     """Before any kernel reads: other images, shapes, dtypes, devices, convolutions and activations; gradients."""
     _, operator, packed = call(name)
     x, first = image(), next(at for at, each in enumerate(packed) if isinstance(each, tuple))
-    for other in (x[:, :12], x[:, :, :, 0], x[:, :, :1, :1], x.half()):
+    for other in (x[:, :12], x[:, :, :, 0], x[:, :, :, :1], x.half()):
         with pytest.raises(ValueError):
             operator(other, *packed)
     for at in range(3):
         for wrong in (packed[at][..., :-1], packed[at].to("meta")):
             with pytest.raises(ValueError):
                 operator(x, *packed[:at], wrong, *packed[at + 1 :])
-    for at, sizes in ((0, (3,)), (1, (0, 1)), (2, (-1, 0)), (3, (1, 1, 1)), (4, 3)):
+    for at, sizes in ((0, (2,)), (1, (0, 1)), (2, (-1, 0)), (3, (1, 1, 1)), (4, 3)):
         with pytest.raises(ValueError):
             operator(x, *packed[: first + at], sizes, *packed[first + at + 1 :])
     with pytest.raises(ValueError, match="unknown activation 'swish'"):
@@ -108,7 +108,7 @@ def test_corrupt_indices_read_nothing_beyond_x(index: int) -> None:
     """Some numbers, and no crash."""
     _, operator, packed = call("vectorwise_conv")
     packed[1].fill_(index)
-    assert operator(image(), *packed).shape == (2, OUTPUTS, 2, 3)
+    assert operator(image(), *packed).shape == (2, OUTPUTS, 3, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,8 +47,8 @@ def test_against_float64(convolution: Convolution, sizes: tuple[int, ...], chann
 def test_inputs_split_among_programs(programs: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or not; more pixels than one program has; no bias."""
     monkeypatch.setattr(vectorwise_nm, "_PROGRAMS", programs)
-    convolution = Convolution((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    rows = shared(128, 9 * 64, NM(1, 4, vector=128), torch.bfloat16)
+    convolution = Convolution((3, 2), (1, 1), (1, 0), (1, 1), 1)
+    rows = shared(128, 6 * 64, NM(1, 4, vector=128), torch.bfloat16)
     x = images((1, 64, 11, 30), torch.bfloat16, channels_last)
     packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, 128)]
     out = convolve(x.to(DEVICE), *packed, None, 128, convolution)
