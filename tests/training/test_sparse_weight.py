@@ -129,7 +129,7 @@ def test_flips_are_counted_by_entry() -> None:
         flips += hamming_by_hand(before, after)
         before = after
     assert flips > 0
-    assert int(weight.flips) == flips
+    assert int(weight.tally.flips) == flips
 
 
 def test_reclosing_counts_no_step() -> None:
