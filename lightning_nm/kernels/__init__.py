@@ -182,8 +182,10 @@ def densify_(weight: Tensor, hidden: Tensor, grad: Tensor, factor: float, scale:
         factor: lambda, say.
         scale: factor still on the gradient; None: 1.
     """
-    cuda = _cuda_for(weight, hidden, grad) if _lie_alike(weight, hidden, grad) else None
-    (reference if cuda is None else cuda).densify_(weight.detach(), hidden, grad, factor, scale)
+    cuda = _cuda_for(weight, hidden, grad)
+    if cuda is not None and not _lie_alike(weight, hidden, grad):
+        cuda = None
+    (reference if cuda is None else cuda).densify_(weight, hidden, grad, factor, scale)
 
 
 def _lie_alike(first: Tensor, *others: Tensor) -> bool:

@@ -64,9 +64,11 @@ class SparseWeight:
 
     def _gradient(self) -> Tensor:
         """The piece of the gradient that belongs to `values`."""
-        assert self.param.grad is not None
-        if shards.is_sharded(self.param):
-            self.param.grad = shards.sharded_alike(self.param.grad, self.param)
+        grad = self.param.grad
+        assert grad is not None
+        if not shards.is_sharded(self.param):
+            return grad.detach()
+        self.param.grad = shards.sharded_alike(grad, self.param)
         grad = shards.piece(self.param.grad)
         if grad.shape != self.values.shape:
             raise ValueError(
