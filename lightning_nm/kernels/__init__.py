@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from lightning_nm.kernels import bits as reference_bits
 from lightning_nm.kernels import packed_blocks, packed_nm, reference, transposable
 from lightning_nm.kernels.bits import byte_count, pack_bits, unpack_bits
 from lightning_nm.kernels.convolution import Convolution, filters, memory_format
+from lightning_nm.kernels.reference import decay_
 from lightning_nm.kernels.solvers import SOLVERS, default_solver, solve
 from lightning_nm.kernels.transposable.layout import tiles_of, untiled
 from lightning_nm.kernels.units import held_units, largest, unit_norms
@@ -27,6 +29,8 @@ __all__ = [
     "block_matmul",
     "byte_count",
     "compiled_cpu",
+    "decay_",
+    "densify_",
     "held_units",
     "largest",
     "nm_convolution",
@@ -43,8 +47,6 @@ __all__ = [
     "unpack_bits",
 ]
 
-nm_mask = reference.nm_mask
-
 
 @cache
 def compiled_cpu() -> ModuleType | None:
@@ -60,13 +62,23 @@ def compiled_cpu() -> ModuleType | None:
 def compiled_cuda(device: torch.device) -> ModuleType | None:
     """The mask kernels for a CUDA card; None where triton is missing, or they do not equal the reference there."""
     try:
-        from lightning_nm.kernels.triton import split
+        from lightning_nm.kernels.triton import masks
     except ImportError:
         return None
-    if reason := split.self_test(device):
+    if reason := masks.self_test(device):
         warnings.warn(f"{device}: {reason}; masks are made by plain torch, more slowly", stacklevel=2)
         return None
-    return split
+    return masks
+
+
+def nm_mask(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
+    """True at the ``n`` largest magnitudes of every ``m`` consecutive entries along ``dim``.
+
+    Ties go to the lowest index. ``weight.shape[dim]`` must be a multiple of ``m``.
+    """
+    cuda = _cuda_for(weight)
+    mask: Tensor = (reference if cuda is None else cuda).nm_mask(weight, n, m, dim)
+    return mask
 
 
 def popcount(bits: Tensor) -> Tensor:
@@ -82,13 +94,11 @@ def _compiled_for(weight: Tensor, hidden: Tensor | None) -> ModuleType | None:
     return cpu if cpu is not None and cpu.supports(weight) else None
 
 
-def _mask_kernels(weight: Tensor, hidden: Tensor | None) -> ModuleType:
-    """Whose `nm_split_` and `resplit_` do this weight."""
-    compiled: ModuleType | None = _compiled_for(weight, hidden)
-    alike = hidden is None or hidden.dtype == weight.dtype
-    if weight.device.type == "cuda" and alike and (cuda := compiled_cuda(weight.device)) is not None:
-        compiled = cuda if cuda.supports(weight) else None
-    return reference if compiled is None else compiled
+def _cuda_for(weight: Tensor, *others: Tensor | None) -> ModuleType | None:
+    if weight.device.type != "cuda" or any(t is not None and t.dtype != weight.dtype for t in others):
+        return None
+    cuda = compiled_cuda(weight.device)
+    return cuda if cuda is not None and cuda.supports(weight) else None
 
 
 def _check(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> None:
@@ -103,7 +113,7 @@ def _check(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> None:
 
 
 def nm_split_(
-    weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int
+    weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int, counts: Tensor | None = None
 ) -> tuple[int | Tensor, int | Tensor]:
     """Split ``weight`` by its own N:M mask along ``dim``, in place.
 
@@ -111,38 +121,78 @@ def nm_split_(
         weight: dense weight, any shape; becomes the sparse one.
         hidden: like ``weight``; becomes what the mask removed (-0.0 where kept). None drops it.
         bits: uint8 ``[ceil(numel / 8)]``, the packed mask before; becomes the mask after.
+        counts: int64 ``[2]`` on the weight's device, to count on from. On a GPU that takes no launch.
 
     Returns:
-        (entries whose mask changed, entries that are NaN or infinite): integers on a CPU, int64
-        scalars elsewhere, so that nothing waits for a GPU.
+        (entries whose mask changed, entries that are NaN or infinite), added to ``counts``: integers on a
+        CPU, int64 scalars elsewhere, so that nothing waits for a GPU.
 
     Raises:
         ValueError: ``bits`` or ``hidden`` are not made for this weight.
     """
-    _check(weight, hidden, bits)
-    flips, nonfinite = _mask_kernels(weight, hidden).nm_split_(weight.detach(), hidden, bits, n, m, dim)
-    return _number(flips), _number(nonfinite)
+    return _split("nm_split_", weight, hidden, bits, counts, n, m, dim)
 
 
-def split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, mask: Tensor) -> tuple[int | Tensor, int | Tensor]:
+def split_(
+    weight: Tensor, hidden: Tensor | None, bits: Tensor, mask: Tensor, counts: Tensor | None = None
+) -> tuple[int | Tensor, int | Tensor]:
     """Split ``weight`` by a mask of its shape, in place: see `nm_split_`."""
-    _check(weight, hidden, bits)
-    flips, nonfinite = reference.split_(weight.detach(), hidden, bits, mask)
-    return _number(flips), _number(nonfinite)
+    return _split("split_", weight, hidden, bits, counts, mask)
 
 
-def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> int | Tensor:
-    """Split ``weight`` by the mask in ``bits``, in place; returns the number of non-finite entries.
+def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor, counts: Tensor | None = None) -> int | Tensor:
+    """Split ``weight`` by the mask in ``bits``, in place; returns the number of non-finite entries: see `nm_split_`.
 
     With ``hidden=None`` it zeroes what the mask removes: frozen weights, masked gradients.
     """
+    return _split("resplit_", weight, hidden, bits, counts)[1]
+
+
+def _split(
+    name: str, weight: Tensor, hidden: Tensor | None, bits: Tensor, counts: Tensor | None, *how: Any
+) -> tuple[int | Tensor, int | Tensor]:
     _check(weight, hidden, bits)
-    return _number(_mask_kernels(weight, hidden).resplit_(weight.detach(), hidden, bits))
+    weight = weight.detach()
+    if (cuda := _cuda_for(weight, hidden)) is not None:
+        counts = torch.zeros(2, dtype=torch.int64, device=weight.device) if counts is None else counts
+        getattr(cuda, name)(weight, hidden, bits, *how, counts)
+        return counts[0], counts[1]
+    cpu = None if name == "split_" else _compiled_for(weight, hidden)
+    found = getattr(reference if cpu is None else cpu, name)(weight, hidden, bits, *how)
+    flips, nonfinite = found if isinstance(found, tuple) else (0, found)
+    if counts is None:
+        return _number(flips), _number(nonfinite)
+    counts[0] += flips
+    counts[1] += nonfinite
+    return counts[0], counts[1]
 
 
 def _number(count: int | Tensor) -> int | Tensor:
     """An integer where that waits for nothing: on a CPU."""
     return int(count) if isinstance(count, Tensor) and count.device.type == "cpu" else count
+
+
+def densify_(weight: Tensor, hidden: Tensor, grad: Tensor, factor: float, scale: Tensor | None = None) -> None:
+    """Before an update, in place: ``grad += factor * scale * hidden`` and ``weight += hidden``.
+
+    Args:
+        weight: the sparse weight.
+        hidden: what a split removed from it.
+        grad: like ``weight``.
+        factor: lambda, say.
+        scale: factor still on the gradient; None: 1.
+    """
+    cuda = _cuda_for(weight, hidden, grad)
+    if cuda is not None and not _lie_alike(weight, hidden, grad):
+        cuda = None
+    (reference if cuda is None else cuda).densify_(weight, hidden, grad, factor, scale)
+
+
+def _lie_alike(first: Tensor, *others: Tensor) -> bool:
+    """Whether the tensors fill their memory in the same order."""
+    return first.is_contiguous(memory_format=memory_format(first)) and all(
+        other.shape == first.shape and other.stride() == first.stride() for other in others
+    )
 
 
 _ENTRIES_AT_ONCE = 1 << 20  # bounds the memory of the plain torch solvers
@@ -236,6 +286,8 @@ def transposable_mask(
         ImportError: ``solver="flow"`` without OR-tools.
     """
     inputs, outputs = inputs % weight.dim(), outputs % weight.dim()
+    if (n, m, at_most) == (2, 4, False) and solver in (None, "exact") and (cuda := _cuda_for(weight)) is not None:
+        return cuda.mask_2_4(weight, inputs, outputs)  # type: ignore[no-any-return]
     tiles = tiles_of(weight.detach(), m, inputs, outputs)
     cpu = compiled_cpu() if weight.device.type == "cpu" else None
     stages = transposable if cpu is None else cpu.transposable

@@ -60,3 +60,17 @@ def nm_split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: in
 def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> Tensor:
     """`split_` by the mask already in ``bits``; returns the number of non-finite entries."""
     return split_(weight, hidden, bits, unpack_bits(bits, weight.shape))[1]
+
+
+def decay_(grad: Tensor, hidden: Tensor, factor: float, scale: Tensor | None) -> None:
+    """``grad += factor * hidden``, in place; times ``scale`` where the gradient still carries it."""
+    if scale is None:
+        grad.add_(hidden, alpha=factor)
+    else:
+        grad.add_(hidden * (factor * scale))
+
+
+def densify_(weight: Tensor, hidden: Tensor, grad: Tensor, factor: float, scale: Tensor | None) -> None:
+    """`decay_`, and ``weight += hidden``: the dense weight again, of a `split_`."""
+    decay_(grad, hidden, factor, scale)
+    weight.add_(hidden)

@@ -81,7 +81,7 @@ class Pattern(ABC):
         """
 
     def split_(
-        self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
+        self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1, counts: Tensor | None = None
     ) -> tuple[int | Tensor, int | Tensor]:
         """Split a dense weight in place by its own mask: see `lightning_nm.kernels.nm_split_`.
 
@@ -89,7 +89,7 @@ class Pattern(ABC):
             ValueError: the shape does not fit the pattern. NaN and infinity are counted, not raised.
         """
         self.check(weight, dim)
-        return kernels.split_(weight, hidden, bits, self._mask(weight.detach(), dim))
+        return kernels.split_(weight, hidden, bits, self._mask(weight.detach(), dim), counts)
 
     @abstractmethod
     def log_diversity(self, shape: Sequence[int], *, dim: int = 1, exact: bool = True) -> float:

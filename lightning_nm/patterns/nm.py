@@ -123,12 +123,12 @@ class NM(Pattern):
         return sum(int((self.groups(held, dim=d).sum(d + 1) > self.n).sum()) for d in along)
 
     def split_(
-        self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1
+        self, weight: Tensor, hidden: Tensor | None, bits: Tensor, *, dim: int = 1, counts: Tensor | None = None
     ) -> tuple[int | Tensor, int | Tensor]:
         if not self._row_wise:
-            return super().split_(weight, hidden, bits, dim=dim)
+            return super().split_(weight, hidden, bits, dim=dim, counts=counts)
         self.check(weight, dim)
-        return kernels.nm_split_(weight, hidden, bits, self.n, self.m, dim)
+        return kernels.nm_split_(weight, hidden, bits, self.n, self.m, dim, counts)
 
     @property
     def _row_wise(self) -> bool:

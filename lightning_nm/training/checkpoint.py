@@ -32,7 +32,7 @@ def weight_state(weight: SparseWeight) -> dict[str, Any]:
         "method": type(weight.method).__name__,
         "method_state": weight.method.state_dict(),
         "steps": weight.steps,
-        "flips": int(shards.total(torch.as_tensor(weight.flips), param)),
+        "flips": int(shards.total(torch.as_tensor(weight.tally.flips), param)),
         "mask": None if other or weight.mask is None else shards.whole_mask(weight.mask, param).bits,
         "hidden": None if other or weight.hidden is None else shards.whole(weight.hidden, param),
     }
@@ -71,7 +71,7 @@ def restore_weight(weight: SparseWeight, state: dict[str, Any]) -> None:
     weight.mask = None if mask is None else shards.mask_piece_of(mask, weight.param)
     weight.hidden = None if hidden is None else shards.piece_of(hidden, weight.param)
     weight.steps = state["steps"]
-    weight.flips = state["flips"] if shards.is_first(weight.param) else 0
+    weight.tally.flips = state["flips"] if shards.is_first(weight.param) else 0
     weight.method.load_state_dict(state["method_state"])
 
 

@@ -67,8 +67,23 @@ class Method:
         """(sparse, hidden) -> dense weight."""
         return sparse + hidden
 
+    def gradient_factor(self, update: Update) -> float:
+        """Of the hidden part in the gradient term, 0 for none.
+
+        Where `regularize` and `merge` are left as they are here, term and merge run as one fused kernel; the
+        hidden part is then what `shrink` has left of it.
+        """
+        return 0.0
+
     def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
-        """Add the method's gradient term, in place, to a gradient that is new: before an update, or before clipping."""
+        """Add the method's gradient term, in place, to a gradient that is new: before an update, or before clipping.
+
+        Left as it is here, that is `gradient_factor` times the hidden part.
+        """
+        factor = self.gradient_factor(update)
+        if factor:
+            assert hidden is not None
+            kernels.decay_(grad, hidden, factor, update.grad_scale)
 
     def shrink(self, hidden: Tensor, update: Update) -> None:
         """Change the hidden part itself, in place: once in an optimizer step, just before its (first) update."""
@@ -104,15 +119,8 @@ class SRSTE(Method):
         self.decay = decay
         self.placement = placement
 
-    def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
-        decay = self.decay * update.strength
-        if self.placement != "gradient" or decay == 0:
-            return
-        assert hidden is not None
-        if update.grad_scale is None:
-            grad.add_(hidden, alpha=decay)
-        else:
-            grad.add_(hidden * (decay * update.grad_scale))
+    def gradient_factor(self, update: Update) -> float:
+        return self.decay * update.strength if self.placement == "gradient" else 0.0
 
     def shrink(self, hidden: Tensor, update: Update) -> None:
         if self.placement == "decoupled":

@@ -13,6 +13,7 @@ from lightning_nm.training import shards
 from lightning_nm.training.methods import Method, Update
 from lightning_nm.training.schedule import Schedule
 from lightning_nm.training.selection import Selected
+from lightning_nm.training.tally import Tally
 
 
 class SparseWeight:
@@ -33,8 +34,7 @@ class SparseWeight:
         self.hidden: Tensor | None = None
         self.steps = 0
         self.is_open = False
-        self.flips: int | Tensor = 0  # mask entries changed since they were last taken
-        self._nonfinite: int | Tensor = 0
+        self.tally = Tally()
         self._version: tuple[int, ...] = ()  # of the parameter, when it was last split
         self._regularized = False
         self._opened_in_step = False
@@ -59,16 +59,23 @@ class SparseWeight:
     def regularize(self, update: Update) -> None:
         """Add the gradient term. The update that follows does not add it again."""
         if self.mask is not None and self.param.grad is not None:
-            if shards.is_sharded(self.param):
-                self.param.grad = shards.sharded_alike(self.param.grad, self.param)
-            grad = shards.piece(self.param.grad)
-            if grad.shape != self.values.shape:
-                raise ValueError(
-                    f"{self.name}: the gradient is sharded into pieces of {list(grad.shape)}, the weight into pieces "
-                    f"of {list(self.values.shape)}; shard both alike"
-                )
-            self.method.regularize(grad, self.hidden, self.mask, update)
+            self.method.regularize(self._gradient(), self.hidden, self.mask, update)
         self._regularized = True
+
+    def _gradient(self) -> Tensor:
+        """The piece of the gradient that belongs to `values`."""
+        grad = self.param.grad
+        assert grad is not None
+        if not shards.is_sharded(self.param):
+            return grad.detach()
+        self.param.grad = shards.sharded_alike(grad, self.param)
+        grad = shards.piece(self.param.grad)
+        if grad.shape != self.values.shape:
+            raise ValueError(
+                f"{self.name}: the gradient is sharded into pieces of {list(grad.shape)}, the weight into pieces "
+                f"of {list(self.values.shape)}; shard both alike"
+            )
+        return grad
 
     def lift(self, schedule: Schedule) -> None:
         """Make the weight dense for an optimizer that looks at it before it calls its closure."""
@@ -83,16 +90,26 @@ class SparseWeight:
 
     def open(self, update: Update) -> None:
         """Before the optimizer's update, at every call of its closure: add the gradient term, make the weight dense."""
-        if not self._regularized:
+        factor = self._fused_factor(update)
+        if not factor and not self._regularized:
             self.regularize(update)
         self._regularized = False
         first, self._opened_in_step = not self._opened_in_step, True
         # open from before the merge until after the split: `Sparsifier.restore` makes good what breaks off in between
         self.is_open = True
-        if self.mask is not None:
-            if self.hidden is not None and first:
-                self.method.shrink(self.hidden, update)
+        if self.hidden is not None and first:
+            self.method.shrink(self.hidden, update)
+        if factor and self.hidden is not None:
+            kernels.densify_(self.values, self.hidden, self._gradient(), factor, update.grad_scale)
+        else:
             self._merge()
+
+    def _fused_factor(self, update: Update) -> float:
+        """Of the hidden part, where one pass over the weight may add it to the gradient and merge it; else 0."""
+        kind = type(self.method)
+        plain = kind.regularize is Method.regularize and kind.merge is Method.merge
+        to_do = self.hidden is not None and self.param.grad is not None and not self._regularized
+        return self.method.gradient_factor(update) if plain and to_do else 0.0
 
     def close(self, schedule: Schedule) -> None:
         """After the optimizer's update: count the step, make the weight sparse if the schedule says so."""
@@ -123,12 +140,15 @@ class SparseWeight:
             self.hidden = torch.empty_like(weight)
         target = weight if plain else weight.clone()
         hidden = self.hidden if plain else None
+        counts = self.tally.on(weight.device)
         if moves:
-            flips, nonfinite = self.pattern.split_(target, hidden, mask.bits, dim=self.dim)
-            self.flips = 0 if first else self.flips + flips
+            found = self.pattern.split_(target, hidden, mask.bits, dim=self.dim, counts=counts)
         else:
-            nonfinite = kernels.resplit_(target, hidden, mask.bits)
-        self._nonfinite = _larger(self._nonfinite, nonfinite)
+            found = 0, kernels.resplit_(target, hidden, mask.bits, counts)
+        if counts is None:
+            self.tally.add(*found)
+        if first:
+            self.tally.flips = 0
         if not plain:
             kept = mask.unpack()
             if first:
@@ -154,17 +174,21 @@ class SparseWeight:
             wait: False: leave what is still on a GPU for later.
         """
         # of a sharded weight all processes must raise, or none: the others would wait for the one that did
-        count, sharded = self._nonfinite, shards.is_sharded(self.param)
-        if not wait and (isinstance(count, Tensor) or sharded):
+        sharded = shards.is_sharded(self.param)
+        if not wait and (self.tally.waits or sharded):
             return
-        bad = int(shards.total(torch.as_tensor(count), self.param) if sharded else count)
-        self._nonfinite = 0
-        if bad:
-            raise ValueError(
-                f"{self.name} {list(self.param.shape)}: {bad} NaN or infinite entries at optimizer step "
-                f"{self.steps}; a {self.pattern} mask of it would mean nothing. Lower the learning rate or clip "
-                "the gradients"
-            )
+        found = self.tally.nonfinite
+        met = int(shards.total(torch.as_tensor(found), self.param) if sharded else found)
+        if not met:
+            return
+        self.tally.nonfinite = 0
+        # one may have been met at every split since; what the mask has removed for good is only remembered
+        bad = int(shards.total((~torch.isfinite(self._dense())).sum(), self.param)) or met
+        raise ValueError(
+            f"{self.name} {list(self.param.shape)}: {bad} NaN or infinite entries at optimizer step "
+            f"{self.steps}; a {self.pattern} mask of it would mean nothing. Lower the learning rate or clip "
+            "the gradients"
+        )
 
     # -- between steps ----------------------------------------------------------------------------
 
@@ -234,18 +258,13 @@ class SparseWeight:
     def _as_split(self) -> tuple[Tensor, Tensor | None]:
         """(sparse, hidden) as the mask splits parameter and hidden part, taken together, now."""
         assert self.mask is not None
-        dense = self.values if self.hidden is None else self.method.merge(self.values, self.hidden)
-        return copy.deepcopy(self.method).split(dense, self.mask.unpack())
+        return copy.deepcopy(self.method).split(self._dense(), self.mask.unpack())
+
+    def _dense(self) -> Tensor:
+        """The dense weight of a sparse one."""
+        return self.values if self.hidden is None else self.method.merge(self.values, self.hidden)
 
     def release(self) -> None:
         """Hand the dense weight back for good."""
         self._merge()
         self.mask = self.hidden = None
-
-
-def _larger(a: int | Tensor, b: int | Tensor) -> int | Tensor:
-    """Without waiting for a GPU."""
-    if isinstance(a, int) and isinstance(b, int):
-        return max(a, b)
-    there = a.device if isinstance(a, Tensor) else torch.as_tensor(b).device
-    return torch.maximum(torch.as_tensor(a, device=there), torch.as_tensor(b, device=there))

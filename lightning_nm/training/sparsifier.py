@@ -261,8 +261,8 @@ class Sparsifier:
         flips = {}
         for weight in self.weights:
             weight.check_finite()
-            flips[weight.name] = int(shards.total(torch.as_tensor(weight.flips), weight.param))
-            weight.flips = 0
+            flips[weight.name] = int(shards.total(torch.as_tensor(weight.tally.flips), weight.param))
+            weight.tally.flips = 0
         return flips
 
     def state_dict(self) -> dict[str, Any]:

@@ -87,11 +87,11 @@ def test_state_continues_the_history(drift):
     state = copy.deepcopy(topology.state_dict(sparsifier))
     restored = Topology()
     restored.load_state_dict(state, sparsifier)
-    before = copy.deepcopy(sparsifier.weights[0].flips)
+    before = copy.deepcopy(sparsifier.weights[0].tally.flips)
     step()
-    flips = sparsifier.weights[0].flips
+    flips = sparsifier.weights[0].tally.flips
     assert before == 0
     expected = topology.measure(sparsifier)
-    sparsifier.weights[0].flips = flips
+    sparsifier.weights[0].tally.flips = flips
     assert restored.measure(sparsifier) == expected
     assert restored.history == topology.history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +21,16 @@ from tests.oracles import nm_mask_by_hand, raw, split_by_hand
 @pytest.fixture
 def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "compiled_cpu", lambda: None)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The kernels for a CUDA card serve the CPU, where Triton interprets them."""
+    masks = pytest.importorskip("lightning_nm.kernels.triton.masks")
+    if not masks.supports(torch.empty(1)):
+        pytest.skip("Triton compiles: there is a card")
+    monkeypatch.setattr(kernels, "_cuda_for", lambda *_: masks)
+    return masks
 
 
 def split(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, int | Tensor, int | Tensor]:
@@ -96,6 +107,71 @@ def test_hidden_of_another_dtype_is_filled_as_the_reference_does() -> None:
     assert torch.equal(hidden, removed.double())
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_counting_goes_on(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a split finds is added to the counts that it is given, whoever splits."""
+    if not compiled:
+        monkeypatch.setattr(kernels, "compiled_cpu", lambda: None)
+    weight, bits = torch.tensor([[1.0, 3.0, 2.0, torch.nan]]), torch.tensor([0b1001], dtype=torch.uint8)
+    counts = torch.tensor([10, 20])
+    kernels.split_(weight.clone(), None, bits, torch.tensor([[True, False, True, False]]), counts)
+    assert counts.tolist() == [12, 21]
+    flips, nonfinite = kernels.nm_split_(torch.ones(1, 4), None, bits, 2, 4, 1, counts)
+    assert (int(flips), int(nonfinite), counts.tolist()) == (14, 21, [14, 21])
+    assert int(kernels.resplit_(weight, None, bits, counts)) == 22
+    assert counts.tolist() == [14, 22]
+
+
+def test_a_card_gets_its_own_kernels(interpreted: ModuleType) -> None:
+    """Masks, splits and counts are the CPU's, bit for bit."""
+    weight = weight_of("ties", (8, 8), torch.float32)
+    sparse, hidden = split_by_hand(weight, nm_mask_by_hand(weight, 2, 4))
+    got_sparse, got_hidden, bits, flips, nonfinite = split(weight)
+    assert torch.equal(raw(got_sparse), raw(sparse))
+    assert torch.equal(raw(got_hidden), raw(hidden))
+    assert (int(flips), int(nonfinite)) == (32, 0)
+    assert torch.equal(kernels.unpack_bits(bits, weight.shape), kernels.nm_mask(weight, 2, 4, 1))
+
+
+@pytest.mark.parametrize("asked", [{}, {"solver": "exact"}])
+def test_a_card_finds_exact_masks_of_2_4(
+    interpreted: ModuleType, asked: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transposable ones, like the CPU; what else there is to solve is left to plain torch."""
+    weight = weight_of("ties", (8, 16, 3), torch.float32)
+    mask = kernels.transposable_mask(weight, 2, 4, 1, 0, **asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "solve", lambda tiles, *_, **__: torch.zeros_like(tiles, dtype=torch.bool))
+        for n, m, solver, at_most in ((1, 2, None, False), (2, 4, "fast", False), (2, 4, None, True)):
+            assert not kernels.transposable_mask(weight, n, m, 1, 0, solver, at_most).any()
+    monkeypatch.setattr(kernels, "_cuda_for", lambda *_: None)
+    assert torch.equal(mask, kernels.transposable_mask(weight, 2, 4, 1, 0))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_densify_on_a_card(
+    interpreted: ModuleType, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass where all three lie alike in memory; else plain torch, to the same result."""
+    weight, hidden = torch.randn(4, 8, 3, 3).to(memory_format=layout), torch.ones(4, 8, 3, 3).to(memory_format=layout)
+    calls, kernel = [], interpreted.densify_
+    monkeypatch.setattr(interpreted, "densify_", lambda *given: calls.append(kernel(*given)))
+    for grad in (torch.zeros_like(weight), torch.zeros(3, 3, 8, 4).permute(3, 2, 0, 1)):
+        dense = weight.clone()
+        kernels.densify_(dense, hidden, grad, 0.5)
+        assert torch.equal(dense, weight + hidden)
+        assert torch.equal(grad, torch.full_like(grad, 0.5))
+    assert len(calls) == 1
+
+
+def test_densify_of_several_dtypes() -> None:
+    """A gradient, or a hidden part, of another dtype than the weight."""
+    weight, hidden, grad = torch.ones(4).bfloat16(), torch.tensor([1.0, -0.0, 2.0, -0.0]), torch.zeros(4).bfloat16()
+    kernels.densify_(weight, hidden, grad, 0.5, torch.tensor(2.0))
+    assert weight.tolist() == [2.0, 1.0, 3.0, 1.0]
+    assert grad.tolist() == [1.0, 0.0, 2.0, 0.0]
+
+
 def test_resplit_goes_the_same_way() -> None:
     """The mask in the bits, whoever runs."""
     weight = weight_of("normal", (3, 8), torch.float32)
@@ -141,6 +217,19 @@ def test_a_gpu_splits_like_the_cpu(dtype: torch.dtype) -> None:
     weight = weight_of("ties", (16, 32, 3), dtype)
     for mine, theirs in zip(split(weight)[:2], split_on_gpu(weight)):
         assert torch.equal(raw(theirs.cpu()), raw(mine))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_a_gpu_densifies_like_the_cpu() -> None:
+    """The gradient term and the merge, from float32 to float16."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        mine = [weight_of("normal", (16, 32), dtype) for _ in range(3)]
+        theirs = [t.cuda() for t in mine]
+        kernels.densify_(*mine, 0.5, torch.tensor(2.0))
+        kernels.densify_(*theirs, 0.5, torch.tensor(2.0, device="cuda"))
+        for a, b in zip(mine, theirs):
+            torch.testing.assert_close(b.cpu(), a)
 
 
 def split_on_gpu(weight: Tensor) -> tuple[Tensor, Tensor]:

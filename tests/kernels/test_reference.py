@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_nm.kernels import pack_bits
-from lightning_nm.kernels.reference import nm_mask, nm_split_, resplit_, split_
+from lightning_nm.kernels.reference import decay_, densify_, nm_mask, nm_split_, resplit_, split_
 from tests.kernels.cases import DTYPES, KINDS, PATTERNS, kinds, seeds, shapes, weight_of
 from tests.oracles import bits_by_hand, hamming_by_hand, nm_mask_by_hand, raw, split_by_hand
 
@@ -203,3 +203,23 @@ def test_counts_are_int64_scalars() -> None:
     weight = weight_of("normal", (2, 4), torch.float32)
     for count in split_(weight, None, no_bits(weight), weight > 0):
         assert (count.dtype, count.shape) == (torch.int64, ())
+
+
+@pytest.mark.parametrize("scale", [None, 8.0])
+def test_decay_is_a_factor_of_the_hidden_part(scale: float | None) -> None:
+    """Times the scale that is still on the gradient."""
+    grad, hidden = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-0.0, 4.0, -2.0])
+    decay_(grad, hidden, 0.5, None if scale is None else torch.tensor(scale))
+    assert grad.tolist() == [1.0, 2.0 + 2.0 * (scale or 1), 3.0 - 1.0 * (scale or 1)]
+
+
+@settings(deadline=None)
+@given(case=cases())
+def test_densify_is_the_split_backwards(case: tuple[torch.Tensor, int, int, int]) -> None:
+    """The dense weight bit for bit, and the gradient term beside it."""
+    dense, n, m, dim = case
+    weight, hidden, grad = dense.clone(), torch.empty_like(dense), torch.zeros_like(dense)
+    nm_split_(weight, hidden, no_bits(dense), n, m, dim)
+    densify_(weight, hidden, grad, 1.0, None)
+    assert torch.equal(raw(weight), raw(dense))
+    assert torch.equal(grad, torch.where(nm_mask(dense, n, m, dim), 0.0, dense))

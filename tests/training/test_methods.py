@@ -110,6 +110,41 @@ def test_the_state_of_your_own_method_is_saved() -> None:
     assert [w.method.splits for w in resumed.weights] == [6, 6]
 
 
+class Pulled(Method):
+    """Says what its gradient term is."""
+
+    def gradient_factor(self, update: Update) -> float:
+        return 0.25 * update.strength
+
+
+class AddedByHand(Method):
+    """Adds the same term itself."""
+
+    def regularize(self, grad: Tensor, hidden: Tensor | None, mask: PackedMask, update: Update) -> None:
+        grad.add_(hidden, alpha=0.25 * update.strength)
+
+
+def test_a_gradient_factor_is_a_gradient_term() -> None:
+    """A term that is a factor of the hidden part needs no code of its own; not a bit changes where it is fused."""
+    ramp = Schedule(ramp=4)
+    assert same_bits(trained(Pulled(), schedule=ramp)[0], trained(AddedByHand(), schedule=ramp)[0])
+    assert not same_bits(trained(Pulled())[0], trained(Method())[0])
+
+
+@pytest.mark.parametrize("method", [Pulled(), SRSTE(0.25), AddedByHand()])
+def test_a_term_added_before_clipping_is_not_added_again(method: Method) -> None:
+    """Whether it is fused with the merge or not."""
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.5)
+    with Sparsifier(select(model, "2:4"), method) as sparsifier:
+        weight = sparsifier.weights[0]
+        dense, hidden = master(weight), weight.hidden.clone()
+        weight.param.grad = torch.zeros_like(weight.param)
+        sparsifier.regularize(optimizer)
+        optimizer.step()
+    torch.testing.assert_close(master(weight), dense - 0.5 * 0.25 * hidden)
+
+
 # -- SR-STE and STE -----------------------------------------------------------------------------------
 
 

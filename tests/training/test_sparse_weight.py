@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_nm import kernels
 from lightning_nm.patterns import NM, parse
 from lightning_nm.training import SRSTE, SSTE, Frozen, Method, Schedule, Selected, SparseWeight
 from tests.oracles import hamming_by_hand, nm_mask_by_hand, raw
@@ -129,7 +132,7 @@ def test_flips_are_counted_by_entry() -> None:
         flips += hamming_by_hand(before, after)
         before = after
     assert flips > 0
-    assert int(weight.flips) == flips
+    assert int(weight.tally.flips) == flips
 
 
 def test_reclosing_counts_no_step() -> None:
@@ -199,6 +202,35 @@ def test_no_step_waits_for_the_device(method: Method) -> None:
     weight.check_finite(wait=False)
     with pytest.raises(RuntimeError, match="meta"):
         weight.check_finite()
+
+
+class Launches(TorchDispatchMode):
+    """Whatever computes something: views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator.overloadpacket.__name__ not in ("detach", "alias", "select", "view"):
+            self.seen.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+
+
+def test_a_step_launches_two_kernels_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One before the update and one after it: what is counted, and whether it is finite, takes none."""
+    weight, launches = sparse_weight(noise(4, 8)), Launches()
+    weight.param.grad = torch.zeros_like(weight.param)
+    card = SimpleNamespace(
+        densify_=lambda *_: launches.seen.append("densify"), nm_split_=lambda *_: launches.seen.append("split")
+    )
+    monkeypatch.setattr(kernels, "_cuda_for", lambda *_: card)
+    weight.tally._counts = torch.zeros(2, dtype=torch.int64)  # as if the card counted
+    with torch.no_grad(), launches:
+        weight.open(UPDATE)
+        weight.close(ALWAYS)
+        weight.check_finite(wait=False)
+    assert launches.seen == ["densify", "split"]
 
 
 # -- following the parameter ----------------------------------------------------------------------------------

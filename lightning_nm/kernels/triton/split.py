@@ -1,288 +1,217 @@
-"""The mask kernels of `lightning_nm.kernels.reference` in one pass over the weight, bit for bit.
+"""The splits of `lightning_nm.kernels.reference` in one pass over the weight, bit for bit.
 
-Weights are taken as the integers that their bits are: magnitudes compare alike. Every pair of a group is compared once,
-in the registers of one thread. Counts are sums of integers, which come out the same in any order.
+A thread holds whole groups, as many as fill a byte of the mask, and moves 16 bytes at once. Counts are sums of
+integers, which come out the same in any order. Of some 42 integer instructions that a card affords while it moves a
+float32 weight, and 21 for 16 bits, 2:4 takes 18 and 16, 8:16 takes 20 and 18 (tests/kernels/triton/test_split.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_nm.kernels import reference
-from lightning_nm.kernels.bits import byte_count, pack_bits, popcount
+from lightning_nm.kernels.triton.nm_mask import nm_mask
+from lightning_nm.kernels.triton.registers import columns, ones, tile
+from lightning_nm.kernels.triton.selection import decided, key
 
 WARPS = 4
-_INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-_INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
+BLOCK = 32 * WARPS
+_WORDS = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
+"""That hold the mask of so many entries."""
 
 
-def block(width: int) -> int:
-    """Units, or groups, of a program: a thread has some 32 entries, so that what it does once weighs little."""
-    return 32 * WARPS * max(1, 32 // width)
-
-
-def supports(weight: Tensor) -> bool:
-    """Whether there is a kernel for weights of this dtype, and a card (or Triton's interpreter) under this one."""
-    there = weight.device.type == "cuda" or not isinstance(split_units, triton.JITFunction)
-    return there and weight.dtype in _INTEGER
+def steps(width: int) -> int:
+    """Units of a thread, which has 32 entries so that what it does once weighs little."""
+    return max(1, 32 // width)
 
 
 @triton.jit
 def split_units(
-    weight_ptr,  # int16 or int32 [units, WIDTH]
+    weight_ptr,  # [units, WIDTH]
     hidden_ptr,
-    bits_ptr,  # uint8 [units, WIDTH / 8]
-    counts_ptr,  # int64 [2]: entries whose mask changed, entries that are not finite
+    bits_ptr,  # uint8, int16 or int32: [units], of WIDTH bits
+    counts_ptr,  # int64 [2], added to: entries whose mask changed, entries that are not finite
     units,
     N: tl.constexpr,
     M: tl.constexpr,
     WIDTH: tl.constexpr,
-    INFINITY: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    """Units are groups in one piece, or as many small ones as fill a byte of the mask."""
-    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    there = unit < units
-    at = unit[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]  # [BLOCK, WIDTH]
-    entries = _columns(tl.load(weight_ptr + at, mask=there[:, None], other=0), WIDTH, BLOCK)
-    keep = ()
-    for group in tl.static_range(WIDTH // M):
-        keep = keep + _kept(entries, group * M, N, M)
-    sparse, hidden = (), ()
-    nonfinite = tl.zeros([BLOCK], tl.int32)
-    for i in tl.static_range(WIDTH):
-        nonfinite += (_magnitude(entries[i]) >= INFINITY).to(tl.int32)
-        sparse = sparse + (_sparse(entries[i], keep[i]),)
-        hidden = hidden + (_hidden(entries[i], keep[i]),)
-    tl.store(weight_ptr + at, _tile(sparse, WIDTH, BLOCK), mask=there[:, None])
-    if HIDDEN:
-        tl.store(hidden_ptr + at, _tile(hidden, WIDTH, BLOCK), mask=there[:, None])
+    """By its own N:M mask. Units are groups in one piece, or as many small ones as fill a byte of the mask."""
+    CHUNK: tl.constexpr = 128 // weight_ptr.dtype.element_ty.primitive_bitwidth
+    inside = tl.arange(0, CHUNK)[None, :]
     flips = tl.zeros([BLOCK], tl.int32)
-    for byte in tl.static_range(WIDTH // 8):
-        now = tl.zeros([BLOCK], tl.int32)
-        for bit in tl.static_range(8):
-            now |= keep[byte * 8 + bit].to(tl.int32) << bit
-        place = bits_ptr + unit * (WIDTH // 8) + byte
-        flips += _ones(now ^ tl.load(place, mask=there, other=0).to(tl.int32))
-        tl.store(place, now.to(tl.uint8), mask=there)
-    tl.atomic_add(counts_ptr, tl.sum(tl.where(there, flips, 0)).to(tl.int64))
-    tl.atomic_add(counts_ptr + 1, tl.sum(nonfinite).to(tl.int64))
-
-
-@triton.jit
-def split_lanes(
-    weight_ptr,  # int16 or int32 [groups, M, stride]
-    hidden_ptr,
-    keep_ptr,  # uint8, like the weight: 1 where kept
-    counts_ptr,  # int64 [2]: entries that are not finite in the second
-    lanes,
-    stride,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    INFINITY: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A lane is a group, whose entries lie ``stride`` apart."""
-    lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    there = lane < lanes
-    first = lane // stride * stride * M + lane % stride
-    entries = ()
-    for i in tl.static_range(M):
-        entries = entries + (tl.load(weight_ptr + first + i * stride, mask=there, other=0),)
-    keep = _kept(entries, 0, N, M)
-    nonfinite = tl.zeros([BLOCK], tl.int32)
-    for i in tl.static_range(M):
-        at = first + i * stride
-        tl.store(weight_ptr + at, _sparse(entries[i], keep[i]), mask=there)
-        if HIDDEN:
-            tl.store(hidden_ptr + at, _hidden(entries[i], keep[i]), mask=there)
-        tl.store(keep_ptr + at, keep[i].to(tl.uint8), mask=there)
-        nonfinite += (_magnitude(entries[i]) >= INFINITY).to(tl.int32)
-    tl.atomic_add(counts_ptr + 1, tl.sum(nonfinite).to(tl.int64))
+    nonfinite = tl.zeros([BLOCK, CHUNK], tl.float32)
+    for s in tl.static_range(STEPS):
+        unit = (tl.program_id(0).to(tl.int64) * STEPS + s) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+        there = unit < units
+        entries = ()
+        for c in tl.static_range(WIDTH // CHUNK):
+            at = unit[:, None] * WIDTH + c * CHUNK + inside  # [BLOCK, CHUNK]
+            chunk = tl.load(weight_ptr + at, mask=there[:, None], other=0.0)
+            nonfinite += _nonfinite(chunk)
+            entries = entries + _entries(chunk, CHUNK, BLOCK)
+        kept, removed = (), ()
+        for g in tl.static_range(WIDTH // M):
+            both = decided(entries, g * M, N, M)
+            for i in tl.static_range(M):
+                kept = kept + (both[i],)
+                removed = removed + (both[M + i],)
+        for c in tl.static_range(WIDTH // CHUNK):
+            at = unit[:, None] * WIDTH + c * CHUNK + inside
+            sparse, hidden = _parts(entries, kept, removed, c * CHUNK, CHUNK, BLOCK, weight_ptr.dtype.element_ty)
+            tl.store(weight_ptr + at, sparse, mask=there[:, None])
+            if HIDDEN:
+                tl.store(hidden_ptr + at, hidden, mask=there[:, None])
+        word = _word(kept, WIDTH)
+        changed = word ^ tl.load(bits_ptr + unit, mask=there, other=0).to(tl.int32)
+        if WIDTH < 32:
+            changed = changed & ((1 << WIDTH) - 1)  # an int16 brings its sign
+        flips += tl.where(there, ones(changed), 0)
+        tl.store(bits_ptr + unit, word.to(bits_ptr.dtype.element_ty), mask=there)
+    _add(counts_ptr, flips, nonfinite)
 
 
 @triton.jit
 def split_given(
-    weight_ptr,  # int16 or int32 [numel]
+    weight_ptr,  # [numel]
     hidden_ptr,
     bits_ptr,  # uint8 [numel / 8]
-    counts_ptr,
+    mask_ptr,  # uint8 [numel], or anything without MASK
+    counts_ptr,  # int64 [2], added to
     numel,
-    INFINITY: tl.constexpr,
+    MASK: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """By the mask that is there."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    there = at < numel
-    entry = tl.load(weight_ptr + at, mask=there, other=0)
-    keep = (tl.load(bits_ptr + at // 8, mask=there, other=0).to(tl.int32) >> (at % 8).to(tl.int32)) & 1 != 0
-    tl.store(weight_ptr + at, _sparse(entry, keep), mask=there)
-    if HIDDEN:
-        tl.store(hidden_ptr + at, _hidden(entry, keep), mask=there)
-    tl.atomic_add(counts_ptr + 1, tl.sum((_magnitude(entry) >= INFINITY).to(tl.int32)).to(tl.int64))
+    """By a mask, which the bits become, or by the mask that is there."""
+    CHUNK: tl.constexpr = 128 // weight_ptr.dtype.element_ty.primitive_bitwidth
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    there = byte * 8 < numel
+    word = tl.load(bits_ptr + byte, mask=there, other=0).to(tl.int32)
+    flips = tl.zeros([BLOCK], tl.int32)
+    if MASK:
+        at = byte[:, None] * 8 + tl.arange(0, 8)[None, :]  # [BLOCK, 8]
+        before = word
+        word = _word(columns(tl.load(mask_ptr + at, mask=at < numel, other=0).to(tl.int1), 8, BLOCK), 8)
+        tl.store(bits_ptr + byte, word.to(tl.uint8), mask=there)
+        flips += ones(word ^ before)
+    kept = ()
+    for i in tl.static_range(8):
+        kept = kept + ((word >> i) & 1 != 0,)
+    nonfinite = tl.zeros([BLOCK, CHUNK], tl.float32)
+    for c in tl.static_range(8 // CHUNK):
+        at = byte[:, None] * 8 + c * CHUNK + tl.arange(0, CHUNK)[None, :]  # [BLOCK, CHUNK]
+        chunk = tl.load(weight_ptr + at, mask=at < numel, other=0.0)
+        nonfinite += _nonfinite(chunk)
+        entries = _entries(chunk, CHUNK, BLOCK)
+        keep, removed = (), ()
+        for i in tl.static_range(CHUNK):
+            keep = keep + (kept[c * CHUNK + i],)
+            removed = removed + (~keep[i] & (key(entries[i], 0) >= 2),)
+        sparse, hidden = _parts(entries, keep, removed, 0, CHUNK, BLOCK, weight_ptr.dtype.element_ty)
+        tl.store(weight_ptr + at, sparse, mask=at < numel)
+        if HIDDEN:
+            tl.store(hidden_ptr + at, hidden, mask=at < numel)
+    _add(counts_ptr, flips, nonfinite)
 
 
 @triton.jit
-def _magnitude(entry):
-    """An integer that compares as the absolute value does."""
-    return entry.to(tl.int32) & (0x7FFFFFFF if entry.dtype == tl.int32 else 0x7FFF)
+def _entries(tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The columns of a tile, as integers."""
+    INTEGER: tl.constexpr = tl.int16 if tile.dtype.primitive_bitwidth == 16 else tl.int32
+    return columns(tile.to(INTEGER, bitcast=True), WIDTH, BLOCK)
 
 
 @triton.jit
-def _sparse(entry, keep):
-    """0 where not kept; a masked zero keeps its sign."""
-    return tl.where(keep | (_magnitude(entry) == 0), entry, 0)
+def _parts(entries, kept, removed, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FLOAT: tl.constexpr):
+    """(sparse, hidden) of WIDTH entries: -0.0 is hidden where one is kept, and a masked zero keeps its sign in both."""
+    NEGATIVE: tl.constexpr = -32768 if FLOAT.primitive_bitwidth == 16 else -2147483648
+    sparse, hidden = (), ()
+    for i in tl.static_range(FIRST, FIRST + WIDTH):
+        sparse = sparse + (tl.where(removed[i], 0, entries[i]).to(FLOAT, bitcast=True),)
+        hidden = hidden + (tl.where(kept[i], NEGATIVE, entries[i]).to(entries[i].dtype).to(FLOAT, bitcast=True),)
+    return tile(sparse, WIDTH, BLOCK), tile(hidden, WIDTH, BLOCK)
 
 
 @triton.jit
-def _hidden(entry, keep):
-    """-0.0 where kept."""
-    return tl.where(keep, -2147483648 if entry.dtype == tl.int32 else -32768, entry).to(entry.dtype)
+def _word(kept, WIDTH: tl.constexpr):
+    """One bit for each, the first lowest."""
+    word = kept[WIDTH - 1].to(tl.int32)
+    for i in tl.static_range(1, WIDTH):
+        word = word * 2 + kept[WIDTH - 1 - i].to(tl.int32)
+    return word
 
 
 @triton.jit
-def _kept(entries, FIRST: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
-    """Whether fewer than N entries of the group go before this one; of equal ones the first goes before."""
-    sizes = ()
-    for i in tl.static_range(M):
-        sizes = sizes + (_magnitude(entries[FIRST + i]),)
-    keep = ()
-    for i in tl.static_range(M):
-        before = tl.zeros(sizes[0].shape, tl.int32)
-        # the compiler makes one comparison of the two of a pair
-        for j in tl.static_range(i):
-            before += (sizes[j] >= sizes[i]).to(tl.int32)
-        for j in tl.static_range(i + 1, M):
-            before += 1 - (sizes[i] >= sizes[j]).to(tl.int32)
-        keep = keep + (before < N,)
-    return keep
+def _nonfinite(entry):
+    """1 where it is NaN or infinite: then it is NaN times 0."""
+    return tl.where(entry.to(tl.float32) * 0.0 == 0.0, 0.0, 1.0)
 
 
 @triton.jit
-def _columns(tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Of ``[BLOCK, WIDTH]``, one after the other."""
-    parts = (tile,)
-    for level in tl.static_range(5):
-        if WIDTH >> level > 1:
-            even, odd = (), ()
-            for i in tl.static_range(1 << level):
-                a, b = tl.split(tl.reshape(parts[i], [BLOCK, WIDTH >> (level + 1), 2]))
-                even = even + (a,)
-                odd = odd + (b,)
-            parts = even + odd
-    columns = ()
-    for i in tl.static_range(WIDTH):
-        columns = columns + (tl.reshape(parts[i], [BLOCK]),)
-    return columns
+def _add(counts_ptr, flips, nonfinite):
+    """Both in one reduction: a program has less than 65536 entries."""
+    counts = tl.sum(flips + tl.sum(nonfinite, 1).to(tl.int32) * 65536)
+    tl.atomic_add(counts_ptr, (counts & 65535).to(tl.int64), sem="relaxed")
+    if counts >= 65536:
+        tl.atomic_add(counts_ptr + 1, (counts >> 16).to(tl.int64), sem="relaxed")
 
 
-@triton.jit
-def _tile(columns, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """`_columns` backwards."""
-    parts = columns
-    for level in tl.static_range(5):
-        if WIDTH >> level > 1:
-            joined = ()
-            for i in tl.static_range(WIDTH >> (level + 1)):
-                joined = joined + (tl.join(parts[i], parts[i + (WIDTH >> (level + 1))]),)
-            parts = joined
-    return tl.reshape(parts[0], [BLOCK, WIDTH])
+def nm_split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int, counts: Tensor) -> None:
+    """`lightning_nm.kernels.reference.nm_split_`; what it counts is added to ``counts``, int64 ``[2]``."""
+    width, numel = max(8, m), weight.numel()
+    apart = math.prod(weight.shape[dim % weight.dim() + 1 :]) > 1
+    whole = width in _WORDS and width % m == 0 and numel % width == 0 and bits.storage_offset() % 4 == 0
+    if apart or not whole or not weight.is_contiguous():
+        split_(weight, hidden, bits, nm_mask(weight, n, m, dim), counts)
+        return
+    if not numel:  # nothing to launch
+        return
+    units, many = numel // width, steps(width)
+    constants = {"N": n, "M": m, "WIDTH": width, "HIDDEN": hidden is not None, "BLOCK": BLOCK, "STEPS": many}
+    with _row_major(weight, hidden) as (rows, removed):
+        grid = (triton.cdiv(units, BLOCK * many),)
+        split_units[grid](rows, removed, bits.view(_WORDS[width]), counts, units, num_warps=WARPS, **constants)
 
 
-@triton.jit
-def _ones(byte):
-    """Set bits."""
-    byte = byte - ((byte >> 1) & 0x55)
-    byte = (byte & 0x33) + ((byte >> 2) & 0x33)
-    return (byte + (byte >> 4)) & 0x0F
+def split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, mask: Tensor, counts: Tensor) -> None:
+    """`lightning_nm.kernels.reference.split_`; what it counts is added to ``counts``, int64 ``[2]``."""
+    _split_given(weight, hidden, bits, mask.contiguous().view(torch.uint8), counts)
 
 
-def nm_split_(weight: Tensor, hidden: Tensor | None, bits: Tensor, n: int, m: int, dim: int) -> tuple[Tensor, Tensor]:
-    """`lightning_nm.kernels.reference.nm_split_`."""
-    if not weight.numel():  # nothing to launch
-        return reference.nm_split_(weight, hidden, bits, n, m, dim)
-    rows, removed = _rows(weight), None if hidden is None else _rows(hidden)
-    stride = math.prod(weight.shape[dim % weight.dim() + 1 :])
-    width = max(8, m)
-    counts = torch.zeros(2, dtype=torch.int64, device=weight.device)
-    given = {"N": n, "M": m, "INFINITY": _INFINITY[weight.dtype], "HIDDEN": hidden is not None}
-    arrays = [_integers(rows), _integers(rows if removed is None else removed)]
-    if stride == 1 and m in (2, 4, 8, 16, 32) and weight.numel() % width == 0:
-        units, given["BLOCK"] = weight.numel() // width, block(width)
-        grid = (triton.cdiv(units, block(width)),)
-        split_units[grid](*arrays, bits, counts, units, WIDTH=width, num_warps=WARPS, **given)
-        flips = counts[0]
-    else:
-        lanes, given["BLOCK"] = weight.numel() // m, block(triton.next_power_of_2(m))
-        keep = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-        grid = (triton.cdiv(lanes, given["BLOCK"]),)
-        split_lanes[grid](*arrays, keep, counts, lanes, stride, num_warps=WARPS, **given)
-        packed = pack_bits(keep.bool())
-        flips = popcount(packed ^ bits)
-        bits.copy_(packed)
-    _back(weight, rows, hidden, removed)
-    return flips, counts[1]
+def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor, counts: Tensor) -> None:
+    """`lightning_nm.kernels.reference.resplit_`; what it counts is added to ``counts``, int64 ``[2]``."""
+    _split_given(weight, hidden, bits, None, counts)
 
 
-def resplit_(weight: Tensor, hidden: Tensor | None, bits: Tensor) -> Tensor:
-    """`lightning_nm.kernels.reference.resplit_`."""
-    if not weight.numel():
-        return reference.resplit_(weight, hidden, bits)
-    rows, removed = _rows(weight), None if hidden is None else _rows(hidden)
-    counts = torch.zeros(2, dtype=torch.int64, device=weight.device)
-    arrays = [_integers(rows), _integers(rows if removed is None else removed)]
-    given = {"INFINITY": _INFINITY[weight.dtype], "HIDDEN": hidden is not None, "BLOCK": block(1)}
+def _split_given(weight: Tensor, hidden: Tensor | None, bits: Tensor, mask: Tensor | None, counts: Tensor) -> None:
     numel = weight.numel()
-    split_given[(triton.cdiv(numel, block(1)),)](*arrays, bits, counts, numel, num_warps=WARPS, **given)
-    _back(weight, rows, hidden, removed)
-    return counts[1]
+    if not numel:  # nothing to launch
+        return
+    constants = {"MASK": mask is not None, "HIDDEN": hidden is not None, "BLOCK": BLOCK}
+    with _row_major(weight, hidden) as (rows, removed):
+        grid = (triton.cdiv(numel, 8 * BLOCK),)
+        given = bits if mask is None else mask
+        split_given[grid](rows, removed, bits, given, counts, numel, num_warps=WARPS, **constants)
 
 
-def self_test(device: torch.device) -> str | None:
-    """Why these kernels are not to be trusted on a device: they were compared with the reference, bit for bit."""
-    generator = torch.Generator(device).manual_seed(0)
-    for dtype, m, shape in (
-        (torch.float32, 4, (64, 96)),
-        (torch.bfloat16, 8, (32, 64)),
-        (torch.float16, 4, (8, 12, 3)),
-    ):
-        weight = torch.randn(shape, device=device, generator=generator).mul_(2).round_().div_(2).to(dtype)
-        both = [(weight.clone(), torch.empty_like(weight), _no_bits(weight)) for _ in range(2)]
-        try:
-            counts = nm_split_(*both[0], 2, m, 1), resplit_(*both[0])
-        except Exception as error:  # whatever a compiler or a driver may say
-            return f"Triton's mask kernels do not run ({type(error).__name__}: {error})"
-        expected = reference.nm_split_(*both[1], 2, m, 1), reference.resplit_(*both[1])
-        same = all(torch.equal(_integers(a), _integers(b)) for a, b in zip(both[0][:2], both[1][:2]))
-        if not same or not torch.equal(both[0][2], both[1][2]) or int(counts[0][0]) != int(expected[0][0]):
-            return f"Triton's mask kernels give other masks than plain torch for {dtype}"
-    return None
-
-
-def _no_bits(weight: Tensor) -> Tensor:
-    return torch.zeros(byte_count(weight.numel()), dtype=torch.uint8, device=weight.device)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor row by row, as the bits of its mask lie: itself, or a copy (channels_last)."""
-    return tensor.detach().contiguous()
-
-
-def _back(weight: Tensor, rows: Tensor, hidden: Tensor | None, removed: Tensor | None) -> None:
+@contextmanager
+def _row_major(weight: Tensor, hidden: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both row by row, as the bits of the mask lie: themselves, or copies that are written back (channels_last)."""
+    rows = weight.contiguous()
+    removed = rows if hidden is None else hidden if hidden.is_contiguous() else torch.empty_like(rows)
+    yield rows, removed
     # the hidden part first: broken off in between, the weight is still whole
-    if hidden is not None and removed is not None and removed.data_ptr() != hidden.data_ptr():
+    if hidden is not None and removed is not hidden:
         hidden.copy_(removed)
-    if rows.data_ptr() != weight.data_ptr():
+    if rows is not weight:
         weight.copy_(rows)
-
-
-def _integers(tensor: Tensor) -> Tensor:
-    return tensor.view(_INTEGER[tensor.dtype])

@@ -22,7 +22,9 @@ from typing import Any
 SHARED_MEMORY = {80: 166_912, 90: 232_448}
 """Bytes that a program may have, by compute capability."""
 _INTEGER = {"LOP3", "SHF", "SEL", "ISETP", "IADD3", "LEA", "PRMT", "VIADD", "SGXT", "IMNMX", "VIMNMX", "POPC", "FLO"}
-"""What the integer pipe does, at half the rate of issue. (IMAD, with most moves, runs on the multiply-add pipe.)"""
+_INTEGER |= {"VIMNMX3", "P2R", "R2P", "PLOP3", "FSETP", "FSET", "FSEL", "FMNMX"}
+"""What the integer pipe does, at half the rate of issue: comparisons of floats too. (IMAD, with most moves, and sums of
+floats run on the multiply-add pipe.)"""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tests.kernels.triton.test_split import assert_same
 
 
 @pytest.mark.gpu
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(
     st.integers(1, 12),
     st.integers(1, 6),
