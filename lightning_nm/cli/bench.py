@@ -24,19 +24,31 @@ Time sparse weights, of a checkpoint or of given shapes, dense against every bac
 side. Every result is checked against float64; exit status 1 if one is wrong. With --tune, what is found decides from
 then on, on this machine, who multiplies such weights under strategy="nm_sparse" and in accelerate().
 """
+_INTERRUPTED = 130
 EPILOG = """\
 A checkpoint does not say at which sizes its convolutions run: name one with --size and --stride. (The table that
-strategy="nm_sparse" prints has the times at the model's own sizes.)
+strategy="nm_sparse" prints has the times at the model's own sizes.) What --tune finds for a convolution holds for that
+size, stride, padding and memory format, without groups and dilation.
 """
 
 
 def main(args: Sequence[str]) -> int:
-    """Exit status 0: every result is right; 1: some are wrong."""
+    """Exit status 0: every result is right; 1: some are wrong, or could not be had or kept."""
     given = _parser().parse_args(args)
     _refuse(given)
     works, left = _found(given)
+    rows: list[Measured] = []
+    stopped, untimed = False, len(left)
     with _threads(given.threads), torch.inference_mode():
-        rows = [row for work in works for row in _measured(work, given)]
+        try:
+            for work in works:
+                for row in _measured(work, given):
+                    if isinstance(row, Measured):
+                        rows.append(row)
+                    else:
+                        left.append(row)
+        except KeyboardInterrupt:  # what has been measured is shown all the same
+            stopped = True
         title = f"{given.dtype}, {given.device}, {torch.get_num_threads()} threads, times as fast as dense"
         if left:
             print_table(
@@ -45,8 +57,8 @@ def main(args: Sequence[str]) -> int:
         print_table(title, *bench_report.table(rows))
         print(bench_report.READING)
         if given.tune:
-            tuned_ = sum(not row.compared.wrong for row in rows)
-            print(f"tuned {tuned_} products for {machine.name(torch.device(given.device))}: {tuned.file()}")
+            kept = sum(row.compared.tuned for row in rows)
+            print(f"tuned {kept} products for {machine.name(torch.device(given.device))}: {tuned.file()}")
         if given.output is not None:
             asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
             asked["pattern"] = [str(pattern) for pattern in given.pattern or ()]
@@ -55,7 +67,10 @@ def main(args: Sequence[str]) -> int:
                 print("no figure: matplotlib is not installed")
     wrong = sum(bool(row.compared.wrong) for row in rows)
     print(f"{len(rows) - wrong} of {len(rows)} rows: every result is right" + (f"; {wrong} WRONG" if wrong else ""))
-    return 1 if wrong else 0
+    unkept = given.tune and any(not row.compared.tuned and not row.compared.wrong for row in rows)
+    if unkept:
+        print(f"could not write {tuned.file()}")
+    return _INTERRUPTED if stopped else int(bool(wrong or unkept or len(left) > untimed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,13 +133,20 @@ def _batches(given: argparse.Namespace) -> list[int]:
     return [1 << power for power in range(14 if given.device == "cuda" else 9)] if given.tune else [1, 32]
 
 
-def _measured(work: Work, given: argparse.Namespace) -> Iterator[Measured]:
+def _measured(work: Work, given: argparse.Namespace) -> Iterator[Measured | Left]:
+    """A row for each batch, or why there is none: one that finds no memory costs no other its row."""
     weight = work.weight.detach().to(given.device, getattr(torch, given.dtype))
     work = replace(work, weight=channels_last(weight) if given.channels_last else weight.contiguous())
     how = {"seconds": given.seconds, "tune": given.tune}
     for x, bias, convolution in work.products(_batches(given), given.size, given.stride, given.channels_last):
-        compared = compare(work.weight, work.pattern, work.dim, x, bias, convolution, **how)
-        yield Measured(work.layers, list(work.weight.shape), str(work.pattern), list(x.shape), given.dtype, compared)
+        try:
+            compared = compare(work.weight, work.pattern, work.dim, x, bias, convolution, **how)
+        except RuntimeError as error:
+            why = f"x {list(x.shape)}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            yield work.layers[0], tuple(work.weight.shape), why
+        else:
+            shape = list(work.weight.shape)
+            yield Measured(work.layers, shape, str(work.pattern), list(x.shape), given.dtype, compared)
 
 
 @contextmanager

@@ -48,6 +48,11 @@ def on_device(x: Tensor) -> AbstractContextManager[None]:
     return on
 
 
+def _line(bias: Tensor | None) -> Tensor | None:
+    """As kernels read it, one number after the other: somebody may have given a slice, or one number expanded."""
+    return None if bias is None else bias.contiguous()
+
+
 def gathered(
     x: Tensor,
     positions: Tensor,
@@ -59,7 +64,7 @@ def gathered(
     """`gathered_nm.matmul`, of values ``[O, chunks, pairs, 2 words]``."""
     with on_device(x):
         products = _products("gathered_nm", x.is_cuda)
-        out: Tensor = products.matmul(x, positions, values.view(torch.int32), bias, layout, activation)
+        out: Tensor = products.matmul(x, positions, values.view(torch.int32), _line(bias), layout, activation)
         return out
 
 
@@ -81,7 +86,7 @@ def bitplane(
     """`bitplane_nm.matmul`, of values ``[O, spans, N, 32]``."""
     with on_device(x):
         products = _products("bitplane_nm", x.is_cuda)
-        out: Tensor = products.matmul(x, values.view(torch.int32), planes, bias, m, outputs, activation)
+        out: Tensor = products.matmul(x, values.view(torch.int32), planes, _line(bias), m, outputs, activation)
         return out
 
 
@@ -96,7 +101,7 @@ def vectorwise(
 ) -> Tensor:
     """`vectorwise_nm.matmul`."""
     with on_device(x):
-        out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, bias, outputs, activation)
+        out: Tensor = _products("vectorwise_nm", x.is_cuda).matmul(x, values, inputs, _line(bias), outputs, activation)
         return out
 
 
@@ -113,7 +118,9 @@ def bitplane_conv(
     """`bitplane_conv.convolve`, of values ``[O, spans, N, 32]``."""
     with on_device(x):
         products = _products("bitplane_conv", x.is_cuda)
-        out: Tensor = products.convolve(x, values.view(torch.int32), planes, bias, m, outputs, convolution, activation)
+        out: Tensor = products.convolve(
+            x, values.view(torch.int32), planes, _line(bias), m, outputs, convolution, activation
+        )
         return out
 
 
@@ -129,7 +136,7 @@ def vectorwise_conv(
     """`vectorwise_conv.convolve`."""
     with on_device(x):
         products = _products("vectorwise_conv", x.is_cuda)
-        out: Tensor = products.convolve(x, values, inputs, bias, outputs, convolution, activation)
+        out: Tensor = products.convolve(x, values, inputs, _line(bias), outputs, convolution, activation)
         return out
 
 
@@ -160,7 +167,7 @@ def sparse_tensor_cores(
     with on_device(x):
         trusted = no_sparse_mma(x.device, x.dtype) is None
         products = import_module("lightning_nm.kernels.triton.sparse_mma") if trusted else sparse_mma
-        out: Tensor = products.matmul(x, values.view(torch.int32), positions, bias, outputs, activation)
+        out: Tensor = products.matmul(x, values.view(torch.int32), positions, _line(bias), outputs, activation)
         return out
 
 

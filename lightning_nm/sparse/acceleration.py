@@ -61,7 +61,8 @@ def accelerate(model: nn.Module, *, backend: str = AUTO) -> Acceleration:
     that are loaded, trained or cast are packed anew at their next use; what is written through ``weight.data`` nobody
     can see (`Acceleration.pack` and `swap_in` look again). Zeros that are not stored do not spread NaN or infinity,
     and layers of `torch.nn.TransformerEncoder` compute as in training: torch's fused path would give zeros for padding.
-    Export and trace the model after ``restore()``.
+    Export and trace the model after ``restore()``. A CUDA graph goes on with the packed weights of its recording:
+    record it anew when weights have changed.
 
     Args:
         model: in place.

@@ -30,6 +30,8 @@ class Choice:
     reason: str
     size: str = ""
     """Of what was multiplied."""
+    lasts: bool = True
+    """False: the next call asks anew."""
 
     def why(self) -> str:
         """Size, reason and times in words."""

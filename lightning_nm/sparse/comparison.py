@@ -29,6 +29,8 @@ class Comparison:
     """How its result is wrong; it was not timed."""
     auto: Choice | None
     """What "auto" takes, by a measurement of its own; None: a backend broke down."""
+    tuned: bool = False
+    """Whether what was found is kept on disk."""
 
     @property
     def fastest(self) -> str | None:
@@ -88,12 +90,14 @@ def compare(
         else:
             wrong[name] = fault
     times = take_turns(calls, seconds, clock=stopwatch(weight.device)) if calls else {}
+    kept = False
     if tune and not wrong:
-        for way in MEASURED if weight.is_cuda else (AUTO,):
-            Dispatched(weight, pattern, dim, way).tune(x, bias, convolution, seconds)
+        ways = MEASURED if weight.is_cuda else (AUTO,)
+        tuners = [Dispatched(weight, pattern, dim, way) for way in ways]
+        kept = all(tuner.tune(x, bias, convolution, seconds) for tuner in tuners)
     if not broken:
         dispatched.product(x, bias, convolution)
-    return Comparison(times, refusals, wrong, None if broken else dispatched.made()[0])
+    return Comparison(times, refusals, wrong, None if broken else dispatched.made()[0], kept)
 
 
 def _exact(

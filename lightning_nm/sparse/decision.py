@@ -54,7 +54,8 @@ class Question:
         if not self.x.numel():
             return Choice("dense", {}, "there is nothing to multiply")
         if self.weight.is_cuda and torch.cuda.is_current_stream_capturing():
-            return Choice("dense", {}, "a CUDA graph was being captured, where nothing can be measured: warm up")
+            reason = "a CUDA graph was being captured, where nothing can be measured: run the model before"
+            return Choice("dense", {}, reason, lasts=False)
         device = self.weight.device
         if self.backend not in MEASURED:
             refusal = self._refusals.get(self.backend, f"{self.backend} is not for {device.type} tensors")
@@ -62,17 +63,21 @@ class Question:
         # layers alike share a measurement, if the same backends can hold them
         alike = (device, self._product, self.bias is None)
         if alike not in _measured:
-            known = tuned.read(device, self._product, self._able)
-            if known is None or faults(self._candidates(["dense", known.backend])):
-                known = self._measured_now()
-            _measured[alike] = known
+            try:
+                _measured[alike] = self._known() or self._measured_now()
+            except torch.OutOfMemoryError:  # the model itself may well fit
+                return Choice("dense", {}, "there was no memory to pack and measure others")
         return _measured[alike]
 
-    def tune(self, seconds: float) -> Choice:
-        """Measure all that are able for some time, whatever is known, and keep the choice on disk."""
+    def _known(self) -> Choice | None:
+        """What was tuned, if it is right."""
+        known = tuned.read(self.weight.device, self._product, self._able)
+        return None if known is None or faults(self._candidates(["dense", known.backend])) else known
+
+    def tune(self, seconds: float) -> tuple[Choice, bool]:
+        """Measure all that are able for some time, whatever is known; the choice, and whether it is kept on disk."""
         choice = self._chosen(self._able, seconds)
-        tuned.write(choice, self.weight.device, self._product)
-        return choice
+        return choice, tuned.write(choice, self.weight.device, self._product)
 
     @cached_property
     def _refusals(self) -> dict[str, str | None]:

@@ -94,7 +94,7 @@ class Dispatched:
         """What multiplies x's like, chosen now if none has been met."""
         key = self._key(x, bias, convolution)
         choice = self.choices.get(key)
-        if choice is None:
+        if choice is None or not choice.lasts:
             if isinstance(self.pattern, str):
                 choice = Choice("dense", {}, self.pattern)
             else:
@@ -138,13 +138,18 @@ class Dispatched:
         """Every choice so far, those for its parts too."""
         return [*self.choices.values(), *(choice for part in self._parts.values() for choice in part.made())]
 
-    def tune(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, seconds: float) -> None:
+    def tune(self, x: Tensor, bias: Tensor | None, convolution: Convolution | None, seconds: float) -> bool:
         """Measure every backend for x's like for some time, and keep the choice on disk, for every process.
 
         The weight obeys a pattern.
+
+        Returns:
+            Whether it could be written.
         """
         key = self._key(x, bias, convolution)
-        self._keep(self._question(x, bias, convolution, key).tune(seconds), x, key)
+        choice, kept = self._question(x, bias, convolution, key).tune(seconds)
+        self._keep(choice, x, key)
+        return kept
 
     def _keep(self, choice: Choice, x: Tensor, key: Key) -> Choice:
         choice = self.choices[key] = replace(choice, size=f"x {list(x.shape)} {str(x.dtype).removeprefix('torch.')}")

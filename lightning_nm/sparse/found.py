@@ -23,8 +23,8 @@ def read(name: str, key: str) -> Any:
     return _all(file(name)).get(key)
 
 
-def write(name: str, key: str, entry: Any) -> None:
-    """Keep an entry, whole or not at all; where nothing can be written, the next process searches again."""
+def write(name: str, key: str, entry: Any) -> bool:
+    """Keep an entry, whole or not at all, and say which; where it is not, the next process searches again."""
     path = file(name)
     held = json.dumps({**_all(path), key: entry}, indent=1, sort_keys=True)
     try:
@@ -33,7 +33,8 @@ def write(name: str, key: str, entry: Any) -> None:
             file_.write(held)
         os.replace(file_.name, path)
     except OSError:
-        return
+        return False
+    return True
 
 
 def _all(path: Path) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def _vectorwise(
     shape = check_vectorwise_conv(x, values, inputs, bias, outputs, in_features, convolution, activation)
     if not x.numel():
         return _of_nothing(x, bias, shape, activation)
-    within = inputs.clamp(0, prod(convolution.kernel) * in_features - 1)  # whoever made them: nothing is read beyond x
+    within = inputs.contiguous().clamp(
+        0, prod(convolution.kernel) * in_features - 1
+    )  # whoever made them: nothing is read beyond x
     return on_gpu.vectorwise_conv(x, values.contiguous(), within, bias, outputs, convolution, activation)
 
 

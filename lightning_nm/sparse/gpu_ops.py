@@ -81,7 +81,7 @@ def _vectorwise(
     shape = check_vectorwise(x, values, inputs, bias, outputs, in_features, activation)
     if not x.numel():
         return _of_nothing(x, bias, shape, activation)
-    within = inputs.clamp(0, in_features - 1)  # whoever made them: nothing is read beyond x
+    within = inputs.contiguous().clamp(0, in_features - 1)  # whoever made them: nothing is read beyond x
     return on_gpu.vectorwise(_rows(x), values.contiguous(), within, bias, outputs, activation).view(shape)
 
 

@@ -35,6 +35,8 @@ def remember(dispatched: Dispatched, func: Any, args: Sequence[Any], multiply: M
     """For the next call like this; ``multiply`` takes x and bias as they were given."""
     if (call := _call(func, args)) is None or torch.is_autocast_enabled(args[0].device.type):
         return
+    if not all(choice.lasts for choice in dispatched.choices.values()):
+        return
     if len(dispatched.remembered) >= MOST:  # inputs of ever other sizes
         dispatched.remembered.clear()
     dispatched.remembered[call] = multiply

@@ -52,7 +52,9 @@ def _convolution(kernel: Any, stride: Any, padding: Any, dilation: Any, groups: 
 
 LIBRARY.define(
     "product(Tensor x, Tensor weight, Tensor? bias, int dim, int[] kernel, int[] stride, int[] padding, "
-    "int[] dilation, int groups) -> Tensor"
+    "int[] dilation, int groups) -> Tensor",
+    # what it packs at its first call must not lie in the memory of a CUDA graph that torch.compile records
+    tags=(torch.Tag.cudagraph_unsafe,),
 )
 LIBRARY.impl("product", _product, "CompositeExplicitAutograd")
 torch.library.register_fake("lightning_nm::product", _fake, lib=LIBRARY)

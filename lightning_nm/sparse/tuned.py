@@ -23,14 +23,14 @@ def file() -> Path:
     return found.file(_FILE)
 
 
-def write(choice: Choice, device: torch.device, product: Sequence[object]) -> None:
-    """Keep a choice that was measured with care.
+def write(choice: Choice, device: torch.device, product: Sequence[object]) -> bool:
+    """Keep a choice that was measured with care, and say whether that was possible.
 
     Args:
         product: all that tells it from others, as words or things that have some.
     """
     entry = {"backend": choice.backend, "times": choice.times, "date": date.today().isoformat()}
-    found.write(_FILE, _key(device, product), entry)
+    return found.write(_FILE, _key(device, product), entry)
 
 
 def read(device: torch.device, product: Sequence[object], able: Sequence[str]) -> Choice | None:

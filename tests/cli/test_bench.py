@@ -100,6 +100,38 @@ def test_tuning_keeps_nothing_that_is_wrong(monkeypatch, tmp_path, capsys):
     assert not tuned.file().exists()
 
 
+def test_tuning_where_nothing_can_be_written(monkeypatch, tmp_path, capsys):
+    """Is said, with status 1."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder")
+    assert run(*SHAPE, "--tune") == 1
+    shown = capsys.readouterr().out
+    assert "tuned 0 products" in shown
+    assert f"could not write {tuned.file()}" in shown
+
+
+def test_a_row_that_breaks_costs_no_other(monkeypatch, tmp_path, capsys):
+    """It is among those not timed, with the reason; what was measured before Ctrl-C is shown."""
+    compare = bench.compare
+
+    def breaks(weight, pattern, dim, x, *rest, **options):
+        if len(x) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried\nin vain")
+        if len(x) == 5:
+            raise KeyboardInterrupt
+        return compare(weight, pattern, dim, x, *rest, **options)
+
+    monkeypatch.setattr(bench, "compare", breaks)
+    words = ["--shape", 32, 64, "--pattern", "2:4"]
+    assert run(*words, "--batch", 1, 4, 2) == 1
+    shown = capsys.readouterr().out
+    assert "2 of 2 rows: every result is right" in shown
+    assert "OutOfMemoryError: CUDA out of memory. Tried" in shown
+    assert run(*words, "--batch", 1, 5, 2, "--output", tmp_path) == 130
+    assert "1 of 1 rows" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 1
+
+
 def test_what_is_tuned_by_default(monkeypatch):
     """Every power of two that a choice is made for."""
     asked = bench._parser().parse_args(["x.ckpt", "--tune"])

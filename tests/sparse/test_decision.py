@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lightning_nm.kernels.convolution import Convolution
 from lightning_nm.patterns import NM
-from lightning_nm.sparse import choice, decision, prior, tuned
+from lightning_nm.sparse import accelerate, choice, decision, prior, tuned
 from lightning_nm.sparse.backends import BACKENDS, DenseOperand
 from lightning_nm.sparse.decision import AUTO, IN_GRAPH
 from lightning_nm.sparse.dispatch import Dispatched
-from tests.sparse.models import assert_near, sparse_weight
+from tests.sparse.models import assert_near, sparse, sparse_weight
 
 X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
 
@@ -113,6 +113,36 @@ def test_in_a_graph_only_the_card_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     for backend in (AUTO, IN_GRAPH):
         chosen(weight(backend))
     assert clocks == [None, card]
+
+
+def test_nothing_is_kept_of_a_capture(monkeypatch: pytest.MonkeyPatch, measured: list[list[str]]) -> None:
+    """While a CUDA graph is captured torch multiplies; the next call outside asks anew, with the same inputs."""
+    model = sparse(torch.nn.Linear(64, 32))
+    accelerated = accelerate(model)
+    with monkeypatch.context() as capture, torch.inference_mode():
+        capture.setattr(torch.Tensor, "is_cuda", True)
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        model(X)
+    [made] = accelerated.choices["weight"]
+    assert made.backend == "dense"
+    assert "a CUDA graph was being captured" in made.reason
+    with torch.inference_mode():
+        model(X)
+    [made] = accelerated.choices["weight"]
+    assert made.backend == "cpu"
+    assert len(measured) == 1
+
+
+def test_without_memory_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that fits runs, dense; other weights are asked for all the same."""
+
+    def choose(*given: object, **options: object) -> choice.Choice:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(decision, "choose", choose)
+        assert chosen(weight()).reason == "there was no memory to pack and measure others"
+    assert chosen(weight()).times
 
 
 def on_a_card(x: Tensor, weight: Tensor, convolution: Convolution | None = None) -> decision.Question:

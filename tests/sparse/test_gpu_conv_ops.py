@@ -45,6 +45,16 @@ def image(dtype: torch.dtype = torch.bfloat16, channels_last: bool = True) -> Te
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_operands_of_any_strides(name: str) -> None:
+    """A bias that is a slice of another, and packed tensors that lie otherwise."""
+    _, operator, packed = call(name)
+    lying = [each.mT.contiguous().mT if isinstance(each, Tensor) and each.dim() > 1 else each for each in packed]
+    lying[2] = torch.stack((packed[2], packed[2] + 1), 1)[:, 0]
+    x = image()
+    assert torch.equal(operator(x, *lying), operator(x, *packed))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name: str) -> None:
     """Schema, fake tensors and tracing hold what torch demands of them, strides too."""
     _, operator, packed = call(name)

@@ -55,6 +55,19 @@ def test_opcheck(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_operands_of_any_strides(name: str) -> None:
+    """A bias that is a slice of another or one number expanded, and packed tensors that lie otherwise."""
+    weight, operator, packed = call(name)
+    x = torch.randn(3, INPUTS, device=DEVICE).bfloat16()
+    lying = [each.mT.contiguous().mT if isinstance(each, Tensor) and each.dim() > 1 else each for each in packed]
+    place = next(i for i, each in enumerate(packed) if isinstance(each, Tensor) and each.dim() == 1)
+    for bias in (torch.randn(2 * OUTPUTS, device=DEVICE).bfloat16()[::2], x.new_ones(1).expand(OUTPUTS)):
+        lying[place] = bias
+        expected = x.double().cpu() @ weight[:, :-1].T + bias.double().cpu()
+        torch.testing.assert_close(operator(x, *lying).double().cpu(), expected, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(INPUTS,), (5, INPUTS), (2, 3, INPUTS), (0, INPUTS)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_any_batch(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -54,15 +54,15 @@ def kernel(
     ACTIVATION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)  # [COLUMNS]
     split = tl.program_id(2)
     FILLED: tl.constexpr = 32 * M
     inside = tl.arange(0, SPANS * FILLED)  # [SPANS * FILLED]
     pixel = tl.minimum(column, pixels - 1)  # behind the last nobody asks for the sums
     w, h = pixel % out_w * stride_w, pixel // out_w % out_h * stride_h
     d, image = pixel // out_w // out_h % out_d * stride_d, pixel // out_w // out_h // out_d
-    group = tl.program_id(0) * ROWS * groups // outputs
+    group = tl.program_id(1) * ROWS * groups // outputs
     # where the group's inputs of the first tap lie
     place = (((image * depth + d) * height + h) * width + w) * groups + group  # [COLUMNS]
     place = place.to(tl.int64)
@@ -79,7 +79,7 @@ def kernel(
         sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
     sums = activated(sums, ACTIVATION)
     there = (row < outputs)[:, None] & (column < pixels)[None, :]
-    target = (split * pixels + column[None, :]) * outputs + row[:, None]
+    target = (split * pixels + column[None, :]).to(tl.int64) * outputs + row[:, None]
     tl.store(out_ptr + target, sums.to(out_ptr.dtype.element_ty), mask=there)
 
 
@@ -105,7 +105,7 @@ def convolve(
     shared = parts(spans // step, filled // ROWS * tiles)
     out = torch.empty(shared, pixels, outputs, dtype=x.dtype if shared == 1 else torch.float32, device=x.device)
     fused = bias if shared == 1 else None
-    kernel[(filled // ROWS, tiles, shared)](
+    kernel[(tiles, filled // ROWS, shared)](
         taken,
         values,
         planes,

@@ -56,7 +56,7 @@ def kernel(
         sums += tl.load(bias_ptr + row, mask=row < outputs, other=0.0)[:, None].to(tl.float32)
     sums = activated(sums, ACTIVATION)
     there = (row < outputs)[:, None] & (column < batch)[None, :]
-    place = (split * batch + column[None, :]) * outputs + row[:, None]
+    place = (split * batch + column[None, :]).to(tl.int64) * outputs + row[:, None]
     tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=there)
 
 

@@ -28,8 +28,8 @@ def kernel(
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    row = tl.program_id(1)
-    output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    row = tl.program_id(0).to(tl.int64)  # there may be more of them than programs of any other dimension
+    output = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     there = output < outputs
     total = tl.zeros([BLOCK], tl.float32)
     for part in range(parts):
@@ -47,7 +47,7 @@ def finish(parts: Tensor, bias: Tensor | None, outputs: int, dtype: torch.dtype,
     """
     count, batch, filled = parts.shape
     out = torch.empty(batch, outputs, dtype=dtype, device=parts.device)
-    kernel[(triton.cdiv(outputs, _BLOCK), batch)](
+    kernel[(batch, triton.cdiv(outputs, _BLOCK))](
         parts,
         parts if bias is None else bias,
         out,

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_nm.kernels.gathered_nm import Layout
+from lightning_nm.kernels.gathered_nm import LARGEST_BATCH, Layout
 from lightning_nm.kernels.triton.activation import activated
 from lightning_nm.kernels.triton.finish import finish
 
@@ -97,7 +97,10 @@ def splits(outputs: int, chunks: int) -> int:
 def matmul(
     x: Tensor, positions: Tensor, values: Tensor, bias: Tensor | None, layout: Layout, activation: str = "none"
 ) -> Tensor:
-    """`lightning_nm.kernels.gathered_nm.matmul` of up to 8 rows of x, summed in float32."""
+    """`lightning_nm.kernels.gathered_nm.matmul`, summed in float32, 8 rows of x at a time."""
+    if len(x) > LARGEST_BATCH:  # a kernel of more would take minutes to compile, and find no registers
+        pieces = torch.split(x, LARGEST_BATCH)
+        return torch.cat([matmul(piece, positions, values, bias, layout, activation) for piece in pieces])
     (batch, inputs), outputs = x.shape, len(values)
     x = (F.pad(x, (0, layout.filled - inputs)) if layout.filled > inputs else x).contiguous()
     dtype, parts = x.dtype, splits(outputs, layout.chunks)

@@ -63,6 +63,17 @@ def test_inputs_split_among_programs(n: int, m: int) -> None:
     torch.testing.assert_close(out.double().cpu(), (x.double() @ rows.double().T).relu(), atol=0.5, rtol=0.01)
 
 
+@pytest.mark.gpu
+def test_more_rows_than_a_kernel_is_made_for() -> None:
+    """They are taken 8 at a time: a kernel of 36 would take minutes to compile."""
+    rows, mask = sparse(6, 64, 2, 4, torch.bfloat16)
+    layout = Layout.of(2, 4, 64)
+    x = torch.randn(17, 64).bfloat16()
+    packed = [tensor.to(DEVICE) for tensor in layouts.pack(rows, mask, layout)]
+    out = gathered_nm.matmul(x.to(DEVICE), *packed, None, layout)
+    torch.testing.assert_close(out.double().cpu(), x.double() @ rows.double().T, atol=0.05, rtol=0.01)
+
+
 @pytest.fixture(scope="module")
 def binaries() -> dict[tuple[int, int, int, int], tuple[Binary, float]]:
     """By N, M, batch and capability: the machine code, and dense weights of a thread in one turn of the loop."""
