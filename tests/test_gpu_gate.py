@@ -449,8 +449,8 @@ def test_what_is_written(gate: ModuleType, tmp_path: Path) -> None:
     about = {"card": "NVIDIA H200 (pretended)", "driver": "1"}
     Ended = gate.own_tests.Ended
     tests = {"a.py": Ended("1 passed", {"a.py::test": "passed"}), "b.py": Ended("FAILED\nE x")}
-    gate.report.write(tmp_path, about, tests, [], gate.SECTIONS, {}, 10.0)  # before anything is measured
-    files = gate.report.write(tmp_path, about, tests, ["1:8, bitplane: E"], gate.SECTIONS, outcomes, 100.0)
+    gate.report.write(tmp_path / "new", about, tests, [], gate.SECTIONS, {}, 10.0)  # before anything is measured
+    files = gate.report.write(tmp_path / "new", about, tests, ["1:8, bitplane: E"], gate.SECTIONS, outcomes, 100.0)
     assert [file.name for file in files] == ["gpu-nvidia-h200-pretended.json", "gpu-nvidia-h200-pretended.md"]
     held = json.loads(files[0].read_text())
     assert held["machine"] == about

@@ -79,6 +79,7 @@ def write(
             for name, outcome in outcomes.items()
         },
     }
+    folder.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(held, indent=1) + "\n")
     words = ", ".join(f"{key} {value}" for key, value in about.items())
     parts = [
