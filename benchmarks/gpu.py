@@ -3,9 +3,9 @@
     python benchmarks/gpu.py
 
 Needs a CUDA card, torch, triton, lightning and torchmetrics; the tests need pytest besides, and without it are reported
-as not run. It takes less than eight minutes: each section has its share, what is not reached in time is named, and what
-breaks down is a row of its table. Every result is checked. Writes benchmarks/gpu-<card>.json and .md, the targets of
-the project beside what was measured first.
+as not run. It takes less than eight minutes: each section has its share, what is not reached in time is named, which
+is no failure, and what breaks down is a row of its table. Every result is checked. Writes benchmarks/gpu-<card>.json
+and .md, anew after each section, the targets of the project beside what was measured first.
 
 Exit status 0: all is right; 1: a test failed, a result was wrong or something broke down; 2: there is no CUDA card.
 """
@@ -15,9 +15,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+START = time.time()  # before the imports that take a while
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]  # nothing need be installed
 
@@ -45,11 +46,16 @@ SECTIONS = (
     Section("more products", "The other products", products.READING, 0.6, _more),
 )
 TESTS_MINUTES = 2.5
+Outcomes = dict[str, runner.Outcome]
 
 
-def measured(sizes: str, end: float) -> dict[str, runner.Outcome]:
-    """Every section in its turn; what one leaves of its time goes to those after it."""
-    outcomes: dict[str, runner.Outcome] = {}
+def measured(sizes: str, end: float, wrote: Callable[[Outcomes], object]) -> Outcomes:
+    """Every section in its turn; what one leaves of its time goes to those after it.
+
+    Args:
+        wrote: is called after each section with all that is known by then.
+    """
+    outcomes: Outcomes = {}
     waiting: runner.Worker | None = runner.Worker(SECTIONS[0].name, sizes)
     for turn, section in enumerate(SECTIONS):
         rest = sum(other.minutes for other in SECTIONS[turn:])
@@ -59,6 +65,7 @@ def measured(sizes: str, end: float) -> dict[str, runner.Outcome]:
             waiting = runner.Worker(SECTIONS[turn + 1].name, sizes)
         print(f"\n{section.title}", flush=True)
         outcomes[section.name] = runner.run(section, sizes, until, end, worker, _told)
+        wrote(outcomes)
     return outcomes
 
 
@@ -81,30 +88,39 @@ def main(args: Sequence[str] | None = None) -> int:
         runner.serve(next(section for section in SECTIONS if section.name == given.section), given.sizes)
         return 0
     if given.compile:
-        products.compile_kernels(given.compile, targets.behind_targets(SIZES[given.sizes]), SIZES[given.sizes])
+        first = targets.behind_targets(SIZES[given.sizes])
+        for said in products.compile_kernels(given.compile, first, SIZES[given.sizes]):
+            print(own_tests.BROKE + said, flush=True)
         return 0
     if not given.rehearse and not torch.cuda.is_available():
         print("no CUDA card: the GPU gate measures nothing here", file=sys.stderr)
         return 2
-    start, sizes = time.time(), "tiny" if given.rehearse else "card"
-    end = start + given.minutes * 60
+    start = time.time() if args is not None else START  # called by somebody who began long ago
+    sizes, end = "tiny" if given.rehearse else "card", start + given.minutes * 60
     compiling = [
         [sys.executable, str(HERE / "gpu.py"), "--compile", p, "--sizes", sizes] for p in SIZES[sizes].patterns
     ]
     share = TESTS_MINUTES / (TESTS_MINUTES + sum(section.minutes for section in SECTIONS))
     cap = start + share * given.minutes * 60
-    tests = {} if given.no_tests else own_tests.run_tests(own_tests.FILES, cap, compiling)
-    outcomes = measured(sizes, end)
-    files = report.write(given.output, report.machine(), tests, SECTIONS, outcomes, time.time() - start)
-    print("\nwrote", *files)
+    tests, broken = ({}, []) if given.no_tests else own_tests.run_tests(own_tests.FILES, cap, compiling)
+    for said in broken:
+        print(f"{own_tests.BROKE}{said}", flush=True)
+    about = report.machine()
+
+    def written(known: Outcomes) -> list[Path]:
+        return report.write(given.output, about, tests, broken, SECTIONS, known, time.time() - start)
+
+    written({})
+    outcomes = measured(sizes, end, written)
+    print("\nwrote", *written(outcomes))
     for target in report.reached(outcomes):
         print(*target.cells(), sep=" | ")
     rows = [row for outcome in outcomes.values() for row in outcome.rows]
     wrong = sum(bool(row.fault) for row in rows)
-    failed = sum(said.startswith(own_tests.FAILED) for said in tests.values())
+    failed = sum(ended.failed for ended in tests.values())
     left = sum(len(outcome.left) for outcome in outcomes.values())
     print(f"{len(rows) - wrong} of {len(rows)} rows right, {left} tasks not reached; {failed} files of tests failed")
-    return 1 if wrong or failed or not rows else 0
+    return 1 if wrong or failed or broken or not rows else 0
 
 
 if __name__ == "__main__":

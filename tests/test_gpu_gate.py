@@ -48,12 +48,10 @@ def rows(gate: ModuleType, name: str) -> list[Any]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_without_a_card(tmp_path: Path) -> None:
+def test_without_a_card(gate: ModuleType, tmp_path: Path, capsys: Any) -> None:
     """It says so, writes nothing and exits with status 2."""
-    command = [sys.executable, "-W", "ignore", SCRIPT, "--output", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "no CUDA card: the GPU gate measures nothing here\n"
+    assert gate.main(["--output", str(tmp_path)]) == 2
+    assert capsys.readouterr() == ("", "no CUDA card: the GPU gate measures nothing here\n")
     assert not any(tmp_path.iterdir())
 
 
@@ -102,7 +100,7 @@ def test_the_products_behind_targets_come_first(gate: ModuleType) -> None:
 
 
 def test_kernels_are_compiled_before_anything_is_timed(gate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each that a pattern needs, and those of `lightning-nm bench`, which has a bias, but nothing that measures."""
+    """Each that a pattern needs, in the block and in `lightning-nm bench` (with a bias) too; but nothing measures."""
     calls: list[tuple[int, bool]] = []
 
     class Held:
@@ -114,8 +112,28 @@ def test_kernels_are_compiled_before_anything_is_timed(gate: ModuleType, monkeyp
             return SimpleNamespace(linear=lambda x, bias: calls.append((len(x), bias is not None)))
 
     monkeypatch.setattr(gate.products, "Dispatched", Held)
-    gate.products.compile_kernels("2:4", [gate.products.Product((128, 256), "2:4", 2)], sizes(gate))
-    assert calls == [(2, False), (1, True), (1, False)]
+    first = [gate.products.Product((128, 256), "2:4", 2)]
+    assert list(gate.products.compile_kernels("2:4", first, sizes(gate))) == []
+    # the block's follow the first
+    assert calls == [(2, False), (1, False), (4, False), (1, True), (1, False)]
+
+
+def test_a_kernel_that_cannot_be_compiled(gate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is named; those after it are compiled all the same."""
+
+    def refuse(x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        if len(x) != 2:
+            raise RuntimeError("no such\ninstruction")
+
+    held = SimpleNamespace(operand=lambda name: SimpleNamespace(linear=refuse))
+    monkeypatch.setattr(gate.products, "Dispatched", lambda *given: held)
+    said = list(gate.products.compile_kernels("2:4", gate.products.every(sizes(gate)), sizes(gate)))
+    assert said[0] == "128x256 2:4 batch 1, cpu: RuntimeError: no such instruction"
+    assert [each.partition(", ")[0] for each in said[1:]] == [
+        "32x64 2:4 batch 1",
+        "32x64 2:4 batch 4",
+        "128x256 2:4 batch 1 with a bias",
+    ]
 
 
 def test_a_wrong_product_is_a_fault(gate: ModuleType) -> None:
@@ -136,6 +154,20 @@ def test_the_block(gate: ModuleType) -> None:
     ]
     assert set(found[0].record["times"]) == {"dense", "dense, compiled", "2:4"}
     assert len(found[0].record["by"]) == 7
+    [late] = section(gate, "block").tasks(sizes(gate))[0].rows(time.time() + 1)  # begun, with no time to compile
+    assert set(late.record["times"]) == {"dense", "2:4"}
+    assert (late.cells["results"], late.fault) == ("dense, compiled: left out, for time was short", "")
+
+
+def test_who_multiplied_in_the_block(gate: ModuleType) -> None:
+    """Is told of both ways: call by call, and in a CUDA graph."""
+    dense = SimpleNamespace(tokens=1, failed={})
+    by = {"by": {"query": "dense", "up": "gathered"}, "by_in_graph": {"query": "bitplane", "up": "gathered"}}
+    timing = sys.modules["gpu_gate.steps"].Timing.of([1.0, 1.0])
+    sparse = SimpleNamespace(failed={}, wrong="", by=by)
+    row = gate.block._row(dense, "2:4", {"dense": timing, "2:4": timing}, sparse)
+    assert row.cells["by"] == "dense, gathered; in a graph: bitplane, gathered"
+    assert row.record["by_in_graph"] == by["by_in_graph"]
 
 
 def test_the_step(gate: ModuleType) -> None:
@@ -185,6 +217,13 @@ def test_the_bench_command(gate: ModuleType, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(bench, "main", lambda args: 1)
     [row] = rows(gate, "bench")
     assert row.fault.startswith("exit status 1")
+
+    def late(command: list[str], **kwargs: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, 1.0)
+
+    monkeypatch.setattr(gate.command.subprocess, "run", late)
+    found = list(gate.runner.events(section(gate, "bench").tasks(sizes(gate)), LATER, set(), "cpu"))
+    assert [next(iter(event)) for event in found] == ["begin", "late", "end"]
     card = bench._parser().parse_args(gate.SIZES["card"].bench)
     assert (card.device, card.dtype, len(card.shape)) == ("cuda", "bfloat16", 1)
     assert card.batch == list(gate.SIZES["card"].bench_batches)
@@ -248,14 +287,32 @@ def test_a_process_that_does_nothing(gate: ModuleType) -> None:
     assert found.left == ["a", "b", "c"]
 
 
+def test_a_task_that_began_too_late(gate: ModuleType) -> None:
+    """Is named among those that were not reached, and not begun again; it is no fault."""
+    script = [{"begin": "a"}, {"late": "a"}, {"end": "a"}, {"begin": "b"}, {"end": "b"}, {"begin": "c"}, {"end": "c"}]
+    found, workers = outcome(gate, script)
+    assert (found.rows, found.left, workers.done) == ([], ["a"], [[]])
+
+
+def test_what_cannot_be_killed(gate: ModuleType) -> None:
+    """Is abandoned."""
+
+    def wait(seconds: float) -> int:
+        raise subprocess.TimeoutExpired("hangs", seconds)
+
+    process = SimpleNamespace(kill=lambda: None, wait=wait)
+    assert sys.modules["gpu_gate.processes"].killed(process) is None
+
+
 def test_no_time_left(gate: ModuleType) -> None:
     """Nothing is begun, which is no fault."""
     found, workers = outcome(gate, until=time.time() - 1)
     assert (found.rows, found.left, workers.done) == ([], ["a", "b", "c"], [])
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(gate: ModuleType) -> None:
-    """A section as the gate runs it."""
+    """A section as the gate runs it; `test_a_rehearsal` runs them all."""
     told: list[Any] = []
     found = gate.runner.run(section(gate, "step"), "tiny", LATER, LATER, None, told.append)
     assert found.rows == told
@@ -263,18 +320,61 @@ def test_a_process_of_its_own(gate: ModuleType) -> None:
     assert found.left == []
 
 
-def test_how_tests_ended(gate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last line of each file; what failed or takes too long, with its output; without pytest nothing is run."""
+OWN_TESTS = """
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+@pytest.mark.parametrize("i", range(3))
+def test_right(i): pass
+
+def test_wrong(): assert not "so"
+
+@pytest.mark.slow
+def test_slow(): assert False
+"""
+
+
+def test_how_tests_ended(gate: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each by its name; a failure with its output; slow ones are left out. What else was run has its say."""
     own_tests = gate.own_tests
-    beside = [[sys.executable, "-c", "import time; time.sleep(0.1)"]]
-    files = ("tests/sparse/test_timing.py", "tests/no_such_file.py")
-    right, wrong = own_tests.run_tests(files, LATER, beside).values()
-    assert "deselected" in right
-    assert wrong.startswith("FAILED")
-    [late] = own_tests.run_tests(files[:1], time.time(), [[sys.executable, "-c", "input()"]]).values()
-    assert late.startswith("FAILED: not finished in 0 s")
+    monkeypatch.setattr(own_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(own_tests.os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # begins faster
+    (tmp_path / "test_own.py").write_text(OWN_TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu\n    slow\n")
+    beside = [
+        [sys.executable, "-c", "import os; print('broke down: 2:4, niceness', os.nice(0))"],
+        [sys.executable, "-c", "raise SystemExit('died')"],
+    ]
+    files = {"test_own.py": 2, "test_none.py": 1}
+    ended, broken = own_tests.run_tests(files, LATER, beside)
+    own, none = ended.values()
+    assert own.said.startswith("FAILED: 3 passed, 1 failed\n")
+    assert 'assert not "so"' in own.said
+    passed = {f"test_right[{i}]": "passed" for i in range(3)}
+    how = {test.partition("::")[2]: how for test, how in own.tests.items()}
+    assert how == {**passed, "test_wrong": "failed"}
+    assert none.said.startswith("FAILED: nothing to run\nexit status 4")
+    assert broken[0].startswith("2:4, niceness ")
+    assert int(broken[0].split()[-1]) >= 10
+    assert broken[1:] == ["exit status 1: died"]
+
+
+def test_tests_that_time_did_not_reach(gate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Did not fail, and the one that was running is named; without pytest nothing is run."""
+    own_tests, files = gate.own_tests, {"tests/sparse/test_timing.py": 2}
+    [late] = own_tests.run_tests(files, time.time(), [])[0].values()
+    assert (late.said, late.failed) == ("no test ended, then time was up", False)
+    parts = [SimpleNamespace(tests={"a.py::x": "passed", "a.py::y": "running"}, fault="", late=True)]
+    some = own_tests._said(parts)
+    assert (some.said, some.failed) == ("1 passed, then time was up in y", False)
+    parts.append(SimpleNamespace(tests={"a.py::z": "failed"}, fault="E z", late=False))
+    assert own_tests._said(parts).said == "FAILED: 1 passed, 1 failed, then time was up in y\nE z"
     monkeypatch.setattr(own_tests, "find_spec", lambda name: None)
-    assert set(own_tests.run_tests(files, LATER, []).values()) == {"not run: pytest is not installed"}
+    [none] = own_tests.run_tests(files, LATER, [])[0].values()
+    assert (none.said, none.failed) == ("not run: pytest is not installed", False)
 
 
 def test_every_file_of_gpu_tests_is_in_the_gate(gate: ModuleType) -> None:
@@ -319,6 +419,10 @@ def test_targets_of_products(gate: ModuleType) -> None:
     assert reached(gate, target, missed)[1] is reached(gate, target, missed[2:])[1] is False
     assert reached(gate, target, [record("1:8", 1, None)]) == ("0.00x at batch 1, the least of 1 of 3 batches", False)
     assert reached(gate, target, [record("1:4", 1, 9.0)]) == ("not reached in time", None)
+    broken, said = {"task": "14336x4096 1:8 batch 2"}, "broke down: 14336x4096 1:8 batch 2"
+    assert reached(gate, target, [broken]) == (said, None)
+    assert reached(gate, target, [broken, all_three[0]])[0] == f"4.10x at batch 4, the least of 1 of 3 batches; {said}"
+    assert reached(gate, gate.targets.NeverSlower(), [broken]) == ("not reached in time", None)
 
 
 def test_the_other_targets(gate: ModuleType) -> None:
@@ -327,6 +431,9 @@ def test_the_other_targets(gate: ModuleType) -> None:
     step = [{"variant": "2:4", "over_dense": 1.025, "noise": 1.001}]
     assert reached(gate, overhead, [], step=step) == ("+2.5% (dense again: +0.1%)", True)
     assert reached(gate, overhead, []) == ("not reached in time", None)
+    wrong = [{**step[0], "fault": "the loss is nan"}]
+    assert reached(gate, overhead, [], step=wrong) == ("wrong: the loss is nan", None)
+    assert reached(gate, overhead, [], step=[{"task": "training step"}]) == ("broke down: training step", None)
     right = [record("2:4", 1, 2.0, auto="fast"), record("2:4", 2, 1.0)]
     assert reached(gate, auto, right) == ("0 of 2 products", True)
     wrong = [*right, record("2:4", 4, 1.0, auto="slow")]
@@ -340,17 +447,28 @@ def test_what_is_written(gate: ModuleType, tmp_path: Path) -> None:
     bad = gate.runner._broken("14336x4096 1:4 batch 1", "RuntimeError: a | b")
     outcomes = {"products": Outcome([good, bad], [f"t{i}" for i in range(20)], 1.0)}
     about = {"card": "NVIDIA H200 (pretended)", "driver": "1"}
-    tests = {"a.py": "7 passed", "b.py": "FAILED\nE x"}
-    files = gate.report.write(tmp_path, about, tests, gate.SECTIONS, outcomes, 100.0)
+    Ended = gate.own_tests.Ended
+    tests = {"a.py": Ended("1 passed", {"a.py::test": "passed"}), "b.py": Ended("FAILED\nE x")}
+    gate.report.write(tmp_path / "new", about, tests, [], gate.SECTIONS, {}, 10.0)  # before anything is measured
+    files = gate.report.write(tmp_path / "new", about, tests, ["1:8, bitplane: E"], gate.SECTIONS, outcomes, 100.0)
     assert [file.name for file in files] == ["gpu-nvidia-h200-pretended.json", "gpu-nvidia-h200-pretended.md"]
     held = json.loads(files[0].read_text())
     assert held["machine"] == about
     assert held["targets"][0]["value"] == 1.7
+    assert held["tests"]["a.py"]["tests"] == {"a.py::test": "passed"}
+    assert held["compile"] == ["1:8, bitplane: E"]
     assert [row["fault"] for row in held["sections"]["products"]["rows"]] == ["", "RuntimeError: a | b"]
     assert len(held["sections"]["products"]["left"]) == 20
     written = files[1].read_text()
     assert written.index("## Targets") < written.index("## Products behind the targets") < written.index("## Tests")
-    for words in ("driver 1", "- a.py: 7 passed", "t11 and 8 more", "| 1.70 |", "RuntimeError: a / b |"):
+    for words in (
+        "driver 1",
+        "- a.py: 1 passed",
+        "What broke down: 1:8, bitplane: E.",
+        "t11 and 8 more",
+        "| 1.70 |",
+        "RuntimeError: a / b |",
+    ):
         assert words in written
     tables = [[line.count("|") for line in part.splitlines() if line.startswith("|")] for part in written.split("##")]
     assert all(len(set(table)) <= 1 for table in tables)

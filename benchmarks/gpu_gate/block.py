@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpu_gate.networks import Block, random
 from gpu_gate.sections import Row, Task, far, fault_of, microseconds
 from gpu_gate.sizes import Sizes
 from lightning_nm.patterns import parse
-from lightning_nm.sparse import Acceleration, accelerate
+from lightning_nm.sparse import accelerate
 from lightning_nm.sparse.decision import IN_GRAPH
 from lightning_nm.sparse.timing import Timing, stopwatch, take_turns
 from lightning_nm.training import select
@@ -28,71 +28,95 @@ READING = (
     "weights."
 )
 DENSE = ("dense", "dense, graph", "dense, compiled")
+_COMPILES = 35.0
+"""Seconds that must be left for the dense block to be compiled and for the patterns' turn after it."""
 
 Call = Callable[[], Tensor]
 
 
-class Sparse(NamedTuple):
-    """A block with sparse weights, accelerated, and what it should give."""
+class Dense:
+    """The dense block at a number of tokens, in every way in which it is called."""
 
-    block: nn.Module
-    in_graph: nn.Module
-    """The same, by what is fastest where calls cost nothing to issue."""
-    acceleration: Acceleration
-    exact: Tensor
-    """In float32, dense."""
-    dense: Tensor
-    """In bfloat16, dense."""
+    @torch.no_grad()
+    def __init__(self, tokens: int, sizes: Sizes, until: float) -> None:
+        self.tokens = tokens
+        self.x = random((1, tokens, sizes.block.hidden), sizes.device).bfloat16()
+        torch.manual_seed(0)
+        with torch.device(sizes.device):
+            self.block = Block(sizes.block).bfloat16().eval()
+        self.calls: dict[str, Call] = {"dense": partial(self.block, self.x)}
+        self.failed: dict[str, str] = {}
+        """Why it is not called otherwise."""
+        if sizes.device == "cuda":
+            try:
+                self.calls["dense, graph"] = _recorded(self.calls["dense"])
+            except Exception as error:
+                self.failed["dense, graph"] = fault_of(error)
+        if time.time() + _COMPILES > until:
+            self.failed["dense, compiled"] = "left out, for time was short"
+            return
+        try:
+            torch._dynamo.reset()
+            compiled = torch.compile(self.block, **sizes.compile)
+            for _ in range(3):  # is compiled at the first call, recorded at the second
+                compiled(self.x)
+            self.calls["dense, compiled"] = partial(compiled, self.x)
+        except Exception as error:
+            self.failed["dense, compiled"] = fault_of(error)
 
-    @classmethod
-    def of(cls, dense: nn.Module, pattern: str, x: Tensor) -> Sparse:
-        block = copy.deepcopy(dense)
+
+class Sparse:
+    """The block with sparse weights, accelerated, checked against what it should give."""
+
+    @torch.no_grad()
+    def __init__(self, dense: Dense, pattern: str, device: str) -> None:
+        x, block = dense.x, copy.deepcopy(dense.block)
         for weight in select(block, pattern).weights:
             weight.param.copy_(torch.where(parse(pattern).mask(weight.param, dim=weight.dim), weight.param, 0.0))
         exact, narrow, in_graph = copy.deepcopy(block).float()(x.float()), block(x), copy.deepcopy(block)
-        accelerate(in_graph, backend=IN_GRAPH)
-        return cls(block, in_graph, accelerate(block), exact, narrow)
-
-    def fault(self, call: Call) -> str:
-        return far(call(), self.dense, self.exact)
+        accelerations = {"by": accelerate(block)}
+        self.calls: dict[str, Call] = {pattern: partial(block, x)}
+        self.failed: dict[str, str] = {}
+        self.wrong = far(self.calls[pattern](), narrow, exact)  # chooses who multiplies, and compiles
+        if device == "cuda":
+            accelerations["by_in_graph"] = accelerate(in_graph, backend=IN_GRAPH)
+            try:
+                in_graph(x)  # chooses, which nobody can within a graph
+                self.calls[f"{pattern}, graph"] = recorded = _recorded(partial(in_graph, x))
+                if fault := far(recorded(), narrow, exact):
+                    self.wrong = f"{self.wrong} in a CUDA graph: {fault}".strip()
+            except Exception as error:
+                self.failed[f"{pattern}, graph"] = fault_of(error)
+        self.by = {
+            key: {name: choices[-1].backend for name, choices in acceleration.choices.items() if choices}
+            for key, acceleration in accelerations.items()
+        }
+        """Who multiplies, by the weights' names: called one by one, and in a graph."""
 
 
 def tasks(sizes: Sizes) -> list[Task]:
-    return [Task(f"block, {tokens} tokens", partial(_rows, tokens, sizes)) for tokens in sizes.tokens]
+    """One for each number of tokens and pattern. Those of as many tokens share their dense block."""
+    held: list[Dense] = []
+
+    def rows(tokens: int, pattern: str, until: float) -> Iterator[Row]:
+        if not held or held[0].tokens != tokens:
+            held[:] = []  # its memory is free before the next one is made
+            held.append(Dense(tokens, sizes, until))
+        yield _measured(held[0], pattern, sizes)
+
+    return [
+        Task(f"block, {tokens} tokens, {pattern}", partial(rows, tokens, pattern))
+        for tokens in sizes.tokens
+        for pattern in sizes.block_patterns
+    ]
 
 
 @torch.no_grad()
-def _rows(tokens: int, sizes: Sizes, until: float) -> list[Row]:
-    device = torch.device(sizes.device)
-    x = random((1, tokens, sizes.block.hidden), sizes.device).bfloat16()
-    torch.manual_seed(0)
-    with device:
-        dense = Block(sizes.block).bfloat16().eval()
-    sparse = {pattern: Sparse.of(dense, pattern, x) for pattern in sizes.block_patterns}
-    calls: dict[str, Call] = {"dense": partial(dense, x), **{p: partial(made.block, x) for p, made in sparse.items()}}
-    # the first call chooses who multiplies, and compiles
-    wrong = {pattern: made.fault(calls[pattern]) for pattern, made in sparse.items()}
-    failed: dict[str, str] = {}
-    for name in list(calls):
-        if device.type == "cuda":
-            try:
-                block = sparse[name].in_graph if name in sparse else dense
-                block(x)  # chooses, which nobody can within a graph
-                calls[f"{name}, graph"] = recorded = _recorded(partial(block, x))
-                if name in sparse and (fault := sparse[name].fault(recorded)):
-                    wrong[name] = f"{wrong[name]} in a CUDA graph: {fault}".strip()
-            except Exception as error:
-                failed[f"{name}, graph"] = fault_of(error)
-    try:
-        torch._dynamo.reset()
-        compiled = torch.compile(dense, **sizes.compile)
-        for _ in range(3):  # is compiled at the first call, recorded at the second
-            compiled(x)
-        calls["dense, compiled"] = partial(compiled, x)
-    except Exception as error:
-        failed["dense, compiled"] = fault_of(error)
-    times = take_turns(calls, sizes.block_seconds, clock=stopwatch(device))
-    return [_row(tokens, pattern, times, made, wrong[pattern], failed) for pattern, made in sparse.items()]
+def _measured(dense: Dense, pattern: str, sizes: Sizes) -> Row:
+    sparse = Sparse(dense, pattern, sizes.device)
+    calls = {**dense.calls, **sparse.calls}
+    times = take_turns(calls, sizes.block_seconds, clock=stopwatch(torch.device(sizes.device)))
+    return _row(dense, pattern, times, sparse)
 
 
 def _recorded(call: Call) -> Call:
@@ -114,29 +138,30 @@ def _recorded(call: Call) -> Call:
     return replay
 
 
-def _row(tokens: int, pattern: str, times: dict[str, Timing], made: Sparse, wrong: str, failed: dict[str, str]) -> Row:
+def _row(dense: Dense, pattern: str, times: dict[str, Timing], sparse: Sparse) -> Row:
     ours = [name for name in (pattern, f"{pattern}, graph") if name in times]
     best = min(times[name].median for name in DENSE if name in times) / min(times[name].median for name in ours)
     eager = times["dense"].median / times[pattern].median
-    who = {name: choices[-1].backend for name, choices in made.acceleration.choices.items() if choices}
+    who = [", ".join(sorted(set(names.values()))) for names in sparse.by.values()]
+    failed = {**dense.failed, **sparse.failed}
     columns = {**dict.fromkeys(DENSE), pattern: "sparse", f"{pattern}, graph": "sparse, graph"}
-    remarks = [*([wrong] if wrong else []), *[f"{name}: {why}" for name, why in failed.items() if name in columns]]
+    remarks = [*([sparse.wrong] if sparse.wrong else []), *[f"{name}: {why}" for name, why in failed.items()]]
     cells = {
-        "tokens": str(tokens),
+        "tokens": str(dense.tokens),
         "pattern": pattern,
         **{shown or name: microseconds(times[name]) if name in times else "-" for name, shown in columns.items()},
         "over eager": f"{eager:.2f}",
         "over best": f"{best:.2f}",
-        "by": ", ".join(sorted(set(who.values()))),
+        "by": "; in a graph: ".join(who),
         "results": "; ".join(remarks) or "right",
     }
     record = {
-        "tokens": tokens,
+        "tokens": dense.tokens,
         "pattern": pattern,
         "times": {name: times[name]._asdict() for name in columns if name in times},
         "over_eager": eager,
         "over_best": best,
-        "by": who,
+        **sparse.by,
         "failed": failed,
     }
-    return Row(cells, record, wrong)
+    return Row(cells, record, sparse.wrong)

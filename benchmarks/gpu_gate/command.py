@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from gpu_gate.sections import Row, Task
+from gpu_gate.sections import OutOfTime, Row, Task
 from gpu_gate.sizes import Sizes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,15 +27,19 @@ def tasks(sizes: Sizes) -> list[Task]:
 
 def _rows(sizes: Sizes, until: float) -> Iterator[Row]:
     command = [sys.executable, "-m", "lightning_nm.cli.main", "bench", *sizes.bench]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [*command, "--output", folder],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, until - time.time()),  # beyond it the task has broken down
-        )
+        try:
+            done = subprocess.run(
+                [*command, "--output", folder],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                timeout=max(1.0, until - time.time()),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise OutOfTime from error
         written = Path(folder) / "bench.json"
         held = json.loads(written.read_text()) if written.is_file() else None
     last = (done.stdout.strip() or "no output").splitlines()[-1]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpu_gate.sections import Row, Task, microseconds
+from gpu_gate.sections import Row, Task, fault_of, microseconds, synchronize
 from gpu_gate.sizes import Sizes
 from lightning_nm.patterns import NM, parse
 from lightning_nm.sparse.backends import backends_for
@@ -91,17 +91,27 @@ def _x(product: Product, device: str) -> Tensor:
     return torch.randn(product.batch, product.size[1], device=device).bfloat16()
 
 
-def compile_kernels(written: str, first: Sequence[Product], sizes: Sizes) -> None:
-    """Run every product of a pattern once, so that Triton has its kernels on disk; to be killed when time is up."""
+def compile_kernels(written: str, first: Sequence[Product], sizes: Sizes) -> Iterator[str]:
+    """Run every product of a pattern once, so that Triton has its kernels on disk; to be killed when time is up.
+
+    Says what breaks down, and goes on: one kernel's fault is no other's.
+    """
     everything = every(sizes)
+    of_block = [(Product(sizes.block.down, p, tokens), False) for p in sizes.block_patterns for tokens in sizes.tokens]
     of_bench = [(p, True) for p in everything if p.size == sizes.weights[0] and p.batch in sizes.bench_batches]
-    plan = [*((p, False) for p in first), *of_bench, *((p, False) for p in everything)]
+    plan = [*((p, False) for p in first), *of_block, *of_bench, *((p, False) for p in everything)]
     for product, with_bias in dict.fromkeys(each for each in plan if each[0].pattern == written):
         weight, pattern = _weight(product.size, written, sizes.device)
         x, held = _x(product, sizes.device), Dispatched(weight, pattern, 1)
         bias = torch.zeros(product.size[0], dtype=x.dtype, device=x.device) if with_bias else None
         for name, backend in backends_for(weight.device).items():
             # cuSPARSELt compiles nothing, and would time its algorithms while others keep the card busy
-            if name not in (*DENSE, "cusparselt") and backend.why_not(weight, pattern, x) is None:
-                with torch.inference_mode():
-                    held.operand(name).linear(x, bias)
+            if name in (*DENSE, "cusparselt"):
+                continue
+            try:
+                if backend.why_not(weight, pattern, x) is None:
+                    with torch.inference_mode():
+                        held.operand(name).linear(x, bias)
+                    synchronize(sizes.device)
+            except Exception as error:
+                yield f"{product.name}{' with a bias' if with_bias else ''}, {name}: {fault_of(error)}"

@@ -12,21 +12,22 @@ from pathlib import Path
 
 import torch
 
+from gpu_gate.own_tests import Ended
 from gpu_gate.runner import Outcome
 from gpu_gate.sections import Section
 from gpu_gate.targets import TARGETS, Reached
 from lightning_nm.callbacks.table import markdown_table
 
 _NAMED = 12
-"""Tasks that were not reached and are named in the Markdown; the JSON has all."""
+"""So many of a list in the Markdown; the JSON has all."""
 
 
 def machine() -> dict[str, str]:
     """What runs here, and when."""
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        driver = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
         driver = "unknown"
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no card"
     about = {"card": card, "driver": driver, "cuda": str(torch.version.cuda)}
@@ -42,21 +43,24 @@ def machine() -> dict[str, str]:
 
 def reached(outcomes: Mapping[str, Outcome]) -> list[Reached]:
     """Every target, and how far it was reached."""
-    records = {
-        name: [row.record for row in outcome.rows if "task" not in row.record] for name, outcome in outcomes.items()
-    }
+    records = {name: [{**row.record, "fault": row.fault} for row in outcome.rows] for name, outcome in outcomes.items()}
     return [target.reached(records) for target in TARGETS]
 
 
 def write(
     folder: Path,
     about: Mapping[str, str],
-    tests: Mapping[str, str],
+    tests: Mapping[str, Ended],
+    broken: Sequence[str],
     sections: Sequence[Section],
     outcomes: Mapping[str, Outcome],
     seconds: float,
 ) -> list[Path]:
-    """The JSON and the Markdown file."""
+    """The JSON and the Markdown file, over those that were written when less was known.
+
+    Args:
+        broken: what broke down when kernels were compiled beforehand.
+    """
     name = re.sub(r"[^a-z0-9]+", "-", about["card"].lower()).strip("-")
     files = [folder / f"gpu-{name}.{kind}" for kind in ("json", "md")]
     targets = reached(outcomes)
@@ -64,7 +68,8 @@ def write(
         "machine": dict(about),
         "seconds": seconds,
         "targets": [target._asdict() for target in targets],
-        "tests": dict(tests),
+        "tests": {file: ended._asdict() for file, ended in tests.items()},
+        "compile": list(broken),
         "sections": {
             name: {
                 "seconds": outcome.seconds,
@@ -74,13 +79,15 @@ def write(
             for name, outcome in outcomes.items()
         },
     }
+    folder.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(held, indent=1) + "\n")
     words = ", ".join(f"{key} {value}" for key, value in about.items())
     parts = [
         f"# {about['card']}\n\n{words}; {seconds:.0f} s in all",
         "## Targets\n\n" + markdown_table(["target", "asked", "measured", "met"], [t.cells() for t in targets]),
         *[told(section, outcomes[section.name]) for section in sections if section.name in outcomes],
-        "## Tests\n\n" + "\n".join(f"- {file}: {said}" for file, said in tests.items()) if tests else "",
+        f"## Compiled beforehand\n\nWhat broke down: {_named(broken, '; ')}." if broken else "",
+        "## Tests\n\n" + "\n".join(f"- {file}: {ended.said}" for file, ended in tests.items()) if tests else "",
     ]
     files[1].write_text("\n\n".join(part for part in parts if part) + "\n")
     return files
@@ -91,15 +98,17 @@ def told(section: Section, outcome: Outcome) -> str:
     columns = list(dict.fromkeys(column for row in outcome.rows for column in row.cells))
     columns = [*[column for column in columns if column != "results"], *(["results"] if "results" in columns else [])]
     table = [[_cell(row.cells.get(column, "-")) for column in columns] for row in outcome.rows]
-    left = outcome.left
-    named = ", ".join(left[:_NAMED]) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")
     parts = [
         f"## {section.title}",
         section.reading,
         markdown_table(columns, table) if table else "Nothing was reached.",
-        f"Not reached in time: {named}." if left else "",
+        f"Not reached in time: {_named(outcome.left)}." if outcome.left else "",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _named(things: Sequence[str], between: str = ", ") -> str:
+    return between.join(things[:_NAMED]) + (f" and {len(things) - _NAMED} more" if len(things) > _NAMED else "")
 
 
 def _cell(said: str) -> str:

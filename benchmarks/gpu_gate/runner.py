@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpu_gate.sections import Row, Section, Task, fault_of, synchronize
+from gpu_gate.processes import killed
+from gpu_gate.sections import OutOfTime, Row, Section, Task, fault_of, synchronize
 from gpu_gate.sizes import SIZES
 
 GRACE = 15.0
@@ -32,7 +33,7 @@ class Outcome(NamedTuple):
 
     rows: list[Row]
     left: list[str]
-    """Tasks that were not reached."""
+    """Tasks that were not reached, or not finished in time."""
     seconds: float
 
 
@@ -51,6 +52,8 @@ def events(tasks: list[Task], until: float, done: Collection[str], device: str) 
             for row in task.rows(until):
                 yield {"row": row._asdict()}
             synchronize(device)
+        except OutOfTime:
+            yield {"late": task.name}
         except Exception as error:
             yield {"row": _broken(task.name, fault_of(error))._asdict()}
         yield {"end": task.name}
@@ -108,16 +111,18 @@ class Worker:
         finally:
             self.stop()
 
-    def stop(self) -> int:
-        """Its exit status. One that waits ends by itself, one that works is not waited for."""
+    def stop(self) -> int | None:
+        """Its exit status; None: it cannot be stopped.
+
+        One that waits ends by itself, one that works is not waited for.
+        """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
             return self._process.wait(2.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            return killed(self._process)
 
 
 def run(
@@ -140,7 +145,7 @@ def run(
     began = time.time()
     names = [task.name for task in section.tasks(SIZES[sizes])]
     rows: list[Row] = []
-    done: set[str] = set()
+    done, late = set[str](), set[str]()
     while len(done) < len(names) and time.time() < until:
         worker = worker or new_worker(section.name, sizes)
         before, within = len(done), None
@@ -150,13 +155,15 @@ def run(
             elif "end" in event:
                 done.add(event["end"])
                 within = None
+            elif "late" in event:
+                late.add(event["late"])
             else:
                 rows.append(Row(**event["row"]))
                 told(rows[-1])
         status, worker = worker.stop(), None
         if within is not None:
-            late = time.time() >= min(until + GRACE, end)
-            how = "was stopped, for it took too long" if late else f"died (status {status})"
+            stopped = time.time() >= min(until + GRACE, end)
+            how = "was stopped, for it took too long" if stopped else f"died (status {status})"
             rows.append(_broken(within, f"its process {how}"))
             told(rows[-1])
             done.add(within)
@@ -167,4 +174,4 @@ def run(
             break
     if worker is not None:
         worker.stop()
-    return Outcome(rows, [name for name in names if name not in done], time.time() - began)
+    return Outcome(rows, [name for name in names if name not in done - late], time.time() - began)

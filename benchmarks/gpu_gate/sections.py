@@ -30,6 +30,10 @@ class Task(NamedTuple):
     """Of the time (`time.time`) at which it should end."""
 
 
+class OutOfTime(Exception):
+    """Raised by a task that began and found no time to end: it was not reached, which is no fault."""
+
+
 class Section(NamedTuple):
     """Runs in processes of its own, so that a broken one breaks no other."""
 

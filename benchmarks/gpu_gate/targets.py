@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from gpu_gate.products import Product
 from gpu_gate.sizes import Sizes
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
-"""What the sections recorded, by their names."""
+"""What the sections recorded, by their names; of a task that broke down its name, as "task"."""
 SIZE = (14336, 4096)
 
 
@@ -49,12 +49,13 @@ class Faster(NamedTuple):
         wanted = {tuple(product) for product in self.products()}
         there = [r for r in _products(records) if (tuple(r["size"]), r["pattern"], r["batch"]) in wanted]
         asked = f">= {self.least:g}x dense"
+        broken = _broken(records, ("products", "more products"), {product.name for product in self.products()})
         if not there:
-            return Reached(self.words, asked, "not reached in time", None, None)
+            return Reached(self.words, asked, broken or "not reached in time", None, None)
         slowest = min(there, key=lambda record: record["over_dense"] or 0.0)
         value = slowest["over_dense"] or 0.0
         each = f", the least of {len(there)} of {len(wanted)} batches" if len(wanted) > 1 else ""
-        said = f"{value:.2f}x at batch {slowest['batch']}{each}"
+        said = f"{value:.2f}x at batch {slowest['batch']}{each}{broken and f'; {broken}'}"
         open_yet = value >= self.least and len(there) < len(wanted)
         return Reached(self.words, asked, said, value, None if open_yet else value >= self.least)
 
@@ -67,9 +68,11 @@ class Overhead(NamedTuple):
 
     def reached(self, records: Records) -> Reached:
         words, asked = f"SR-STE step overhead, {self.pattern}", f"<= {self.most:.0%} of the dense step"
-        there = [record for record in records.get("step", ()) if record["variant"] == self.pattern]
+        there = [record for record in records.get("step", ()) if record.get("variant") == self.pattern]
         if not there:
-            return Reached(words, asked, "not reached in time", None, None)
+            return Reached(words, asked, _broken(records, ("step",)) or "not reached in time", None, None)
+        if fault := there[0].get("fault"):
+            return Reached(words, asked, f"wrong: {fault}", None, None)
         value = there[0]["over_dense"] - 1
         return Reached(
             words, asked, f"{value:+.1%} (dense again: {there[0]['noise'] - 1:+.1%})", value, value <= self.most
@@ -90,7 +93,16 @@ class NeverSlower(NamedTuple):
 
 
 def _products(records: Records) -> list[Mapping[str, Any]]:
-    return [*records.get("products", ()), *records.get("more products", ())]
+    both = [*records.get("products", ()), *records.get("more products", ())]
+    return [record for record in both if "task" not in record]
+
+
+def _broken(records: Records, sections: Sequence[str], names: Collection[str] | None = None) -> str:
+    """The tasks that broke down, of those that have such names; "" if none did."""
+    tasks = [record["task"] for section in sections for record in records.get(section, ()) if "task" in record]
+    # a whole section may have broken down too
+    mine = [task for task in tasks if names is None or task in names or task in sections]
+    return f"broke down: {', '.join(mine)}" if mine else ""
 
 
 def _is_slower(record: Mapping[str, Any]) -> bool:
