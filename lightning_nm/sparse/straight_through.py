@@ -62,7 +62,9 @@ class _StraightThrough(torch.autograd.Function):
         asks_x, asks_weight = ctx.needs_input_grad[:2]
         # as torch's own: what is written to before the backward pass is an error then
         ctx.save_for_backward(x if asks_weight else None, weight if asks_x else None)
-        return packed.operand(by[0], dim).linear(x, bias)
+        out = packed.operand(by[0], dim).linear(x, bias)
+        # operands give views, which autograd lets nobody write to: the same memory, not as a view
+        return cast(Tensor, torch.ops.aten._unsafe_view(out, out.shape))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:

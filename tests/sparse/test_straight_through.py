@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,6 +86,26 @@ def test_a_gradient_that_is_differentiated_again() -> None:
 
     mine, dense = penalty(product(x, weight, None, packed, 1, BY[0])), penalty(F.linear(x, weight))
     for one, other in zip(mine, dense, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+def add_(y: Tensor) -> Tensor:
+    y += 1
+    return y
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 5, 24)])
+@pytest.mark.parametrize("write", [F.relu_, add_, lambda y: y.masked_fill_(y < 0, 0.5)])
+def test_what_comes_next_may_write_to_the_product(write: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    """``nn.ReLU(inplace=True)``, ``y += x``, ``masked_fill_``: as on torch's own products, and with their gradients."""
+    _, weight, packed = operands()
+    x = torch.randn(shape, requires_grad=True)
+    mine, dense = product(x, weight, None, packed, 1, BY[0]), F.linear(x, weight)
+    for one, other in zip(
+        torch.autograd.grad(write(mine).square().sum(), [x, weight]),
+        torch.autograd.grad(write(dense).square().sum(), [x, weight]),
+        strict=True,
+    ):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
