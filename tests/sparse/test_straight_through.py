@@ -119,6 +119,15 @@ def test_a_weight_written_to_before_the_backward_pass() -> None:
         out.sum().backward()
 
 
+def test_packed_again_for_the_gradient() -> None:
+    """Where nobody has kept what the product was made of."""
+    x, weight, packed = operands()
+    out = product(x.requires_grad_(), weight, None, packed, 1, BY[0])
+    del packed
+    out.sum().backward()
+    assert_near(x.grad, weight.detach().double().sum(0).expand(5, 24))
+
+
 def test_a_gradient_has_the_parameters_dtype() -> None:
     """A float32 weight that is multiplied in bfloat16, as under autocast."""
     x, weight, _ = operands()
