@@ -78,8 +78,8 @@ class _StraightThrough(torch.autograd.Function):
         if asks_x:
             along = 1 - ctx.dim
             operand: Operand
-            if torch.is_grad_enabled():
-                # whoever differentiates the gradient again gets a product that can be
+            if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+                # whoever differentiates the gradient again, or asks for many at once, gets a product that can be
                 operand = DenseOperand(weight.to(grad.dtype), along)
             else:
                 # autograd has just seen that nobody has written to the weight

@@ -109,6 +109,18 @@ def test_what_comes_next_may_write_to_the_product(write: Callable[[Tensor], Tens
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
+def test_many_gradients_at_once() -> None:
+    """``is_grads_batched``, as `torch.autograd.functional.jacobian` with ``vectorize``: by the dense product."""
+    x, weight, packed = operands()
+    x.requires_grad_()
+    mine, dense = (
+        torch.autograd.grad(y.sum(0), [x, weight], torch.eye(16), is_grads_batched=True)
+        for y in (product(x, weight, None, packed, 1, BY[0]), F.linear(x, weight))
+    )
+    for one, other in zip(mine, dense, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_a_weight_written_to_before_the_backward_pass() -> None:
     """Is an error, as with torch's own products: never the gradient by another weight."""
     x, weight, packed = operands()
