@@ -120,6 +120,7 @@ class SparseTraining(TorchFunctionMode):
         weight = trained.weight
         about = weight.name, tuple(weight.param.shape), str(weight.pattern)
         made = [Row(*about, choice.backend, choice.why()) for choice in trained.choices.values()]
+        made += [Row(*about, "dense", reason) for reason in trained.ran_dense]
         return made or [Row(*about, "dense", self._why_unmet(weight.param))]
 
     def _why_unmet(self, param: nn.Parameter) -> str:

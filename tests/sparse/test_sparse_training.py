@@ -141,6 +141,51 @@ def test_loaded_weights(packings: list[int]) -> None:
             assert_near(model(data()), exact(data().double()))
 
 
+def test_weights_that_are_clamped_between_steps(packings: list[int]) -> None:
+    """They still obey: looked at once for each update, and packed."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with Sparsifier(select(model, "2:4T")) as sparsifier:
+        training = SparseTraining(sparsifier, backend="cpu")
+        for step in range(1, 4):
+            with torch.no_grad():
+                model[0].weight.clamp_(-0.1, 0.1)
+            exact = copy.deepcopy(model).double()
+            with training:
+                out = model(data())
+            assert_near(out, exact(data().double()))
+            optimizer.zero_grad()
+            out.sum().backward()
+            optimizer.step()
+            assert len(packings) == 5 * step
+    assert set().union(*backends(training).values()) == {"cpu"}
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_other_memory_in_a_weights_place(met: bool) -> None:
+    """``param.data = dense`` has no new version: it is looked at, runs dense until the next update and says why."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with Sparsifier(select(model, "2:4T")) as sparsifier:
+        training = SparseTraining(sparsifier, backend="cpu")
+        if met:
+            with training:
+                model(data())
+        model[0].weight.data = torch.randn(32, 16)
+        exact = copy.deepcopy(model).double()
+        with training:
+            out = model(data())
+        assert_near(out, exact(data().double()))
+        rows = [row for row in training.rows() if row.name == "0.weight"]
+        assert (rows[-1].backend, rows[-1].reason) == ("dense", "what was written to it breaks 2:4T")
+        assert len(rows) == 1 + met
+        out.sum().backward()
+        optimizer.step()
+        with training:
+            model(data())
+    assert "cpu" in backends(training)["0.weight"]
+
+
 def test_a_selection_of_somebody_elses_masks() -> None:
     """Of a converted model, say: each update is looked at."""
     model = sparse(mlp(), "2:4T").train()
