@@ -78,7 +78,7 @@ class _StraightThrough(torch.autograd.Function):
         if asks_x:
             along = 1 - ctx.dim
             operand: Operand
-            if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+            if torch.is_grad_enabled() or _is_batched(grad):
                 # whoever differentiates the gradient again, or asks for many at once, gets a product that can be
                 operand = DenseOperand(weight.to(grad.dtype), along)
             else:
@@ -92,3 +92,9 @@ class _StraightThrough(torch.autograd.Function):
         if asks_bias:
             dbias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return dx, dweight, dbias, None, None, None
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """By `torch.vmap`, or by the older one that ``is_grads_batched`` takes."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)

@@ -109,16 +109,23 @@ def test_what_comes_next_may_write_to_the_product(write: Callable[[Tensor], Tens
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
-def test_many_gradients_at_once() -> None:
-    """``is_grads_batched``, as `torch.autograd.functional.jacobian` with ``vectorize``: by the dense product."""
+def one_vmap(y: Tensor, asked: list[Tensor], grads: Tensor) -> tuple[Tensor, ...]:
+    return torch.vmap(lambda grad: torch.autograd.grad(y, asked, grad, retain_graph=True))(grads)
+
+
+def another_vmap(y: Tensor, asked: list[Tensor], grads: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, asked, grads, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("gradients", [one_vmap, another_vmap])
+def test_many_gradients_at_once(gradients: Callable[..., tuple[Tensor, ...]]) -> None:
+    """As of vectorized Jacobians: those of the dense product."""
     x, weight, packed = operands()
     x.requires_grad_()
-    mine, dense = (
-        torch.autograd.grad(y.sum(0), [x, weight], torch.eye(16), is_grads_batched=True)
-        for y in (product(x, weight, None, packed, 1, BY[0]), F.linear(x, weight))
-    )
-    for one, other in zip(mine, dense, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    mine, dense = product(x, weight, None, packed, 1, BY[0]), F.linear(x, weight)
+    grads = torch.randn(3, 5, 16)
+    for one, other in zip(gradients(mine, [x, weight], grads), gradients(dense, [x, weight], grads), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_a_weight_written_to_before_the_backward_pass() -> None:
