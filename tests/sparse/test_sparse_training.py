@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from lightning_nm.sparse import SparseTraining
 from lightning_nm.sparse.backends import Cpu
@@ -256,24 +255,6 @@ def test_every_kind_of_layer() -> None:
     assert reasons["conv.weight"] == "convolutions are trained by dense products"
     assert reasons["attention.in_proj_weight"].startswith("no linear layer has met it while it was sparse (attention")
     assert "twice.weight" in training.report()
-
-
-@pytest.mark.parametrize("within", [False, True])
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpoints(reentrant: bool, within: bool) -> None:
-    """Layers that run again in the backward pass do so as in the forward one; the old way, they run dense then."""
-    model, twin = (sparse(mlp(), "2:4T").train() for _ in range(2))
-    x, training = data().requires_grad_(), SparseTraining(select(model, "2:4T"), backend="cpu")
-    again = {} if reentrant else {"context_fn": training.context_fn}
-    with training:
-        loss = checkpoint(model, x, use_reentrant=reentrant, **again).sum()
-        if within:
-            loss.backward()
-    if not within:
-        loss.backward()
-    twin(data()).sum().backward()
-    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
-        assert_near(one.grad, other.grad)
 
 
 def test_nested() -> None:
