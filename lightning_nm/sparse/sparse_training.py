@@ -80,7 +80,7 @@ class SparseTraining(TorchFunctionMode):
 
     def context_fn(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
         """For ``torch.utils.checkpoint``: what its layers run in, and run again in if this is active now."""
-        if self not in _get_current_function_mode_stack():
+        if self not in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
             return nullcontext(), nullcontext()
         return checkpoints.both_runs_alike(), self._again()
 
