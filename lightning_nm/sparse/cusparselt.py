@@ -118,8 +118,9 @@ class _Problem:
         self.x = torch.randn(batch, rows.shape[1], generator=generator, **like)  # type: ignore[call-overload]
         self.bias = torch.randn(len(rows), generator=generator, **like) if with_bias else None  # type: ignore[call-overload]
         wide = [None if tensor is None else tensor.float() for tensor in (self.x, rows, self.bias)]
-        self._expected = F.linear(*wide)  # type: ignore[arg-type]
-        size = F.linear(*[None if tensor is None else tensor.abs() for tensor in wide])  # type: ignore[arg-type]
+        with torch.autocast(rows.device.type, enabled=False):  # a training step's would make both 16-bit
+            self._expected = F.linear(*wide)  # type: ignore[arg-type]
+            size = F.linear(*[None if tensor is None else tensor.abs() for tensor in wide])  # type: ignore[arg-type]
         self._allowed = 2 * torch.finfo(rows.dtype).eps * self._expected.abs() + 1e-3 * size
 
     def is_solved(self, compressed: Tensor, algorithm: Algorithm) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from lightning_nm.sparse import checkpoints
 from lightning_nm.sparse.acceleration import Acceleration, Row, told
 from lightning_nm.sparse.choice import Choice
 from lightning_nm.sparse.decision import AUTO
@@ -42,8 +43,12 @@ class SparseTraining(TorchFunctionMode):
     what the mask removed. A weight is packed once after each update, however many batches it meets before the next
     one. While a schedule keeps it dense, torch multiplies.
 
-    The backward pass needs no context. Where activation checkpoints run layers again in it, let them:
+    The backward pass needs no context. Layers of activation checkpoints run dense, for they are to run again in it as
+    they did; both times packed by
     ``torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False, context_fn=sparse.context_fn)``.
+
+    While it is active each call of torch costs the host some time, as under any `TorchFunctionMode`.
+    `torch.utils.flop_counter.FlopCounterMode` does not see packed products.
 
     Attention's own weights (`nn.MultiheadAttention`), recurrent layers and convolutions run dense, and so does what
     `torch.compile` compiles, sharded weights, and what a CUDA graph records. What is written through ``weight.data``
@@ -74,8 +79,15 @@ class SparseTraining(TorchFunctionMode):
         return self
 
     def context_fn(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-        """For ``torch.utils.checkpoint``: nothing more in the forward pass, and this when that is run again."""
-        return nullcontext(), self
+        """For ``torch.utils.checkpoint``: what its layers run in, and run again in if this is active now."""
+        if self not in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            return nullcontext(), nullcontext()
+        return checkpoints.both_runs_alike(), self._again()
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        with self, checkpoints.both_runs_alike():
+            yield
 
     def _follow(self, weights: Sequence[Trained]) -> None:
         """Parameters may have been replaced, and weights selected anew."""
@@ -99,7 +111,9 @@ class SparseTraining(TorchFunctionMode):
                 trained = self._weights.get(id(weight))
                 if trained is not None and trained.weight.dim == dim and _plain(x, weight, bias, dim):
                     dtype = _common_dtype(x, weight, bias)
-                    if dtype is not None and (out := trained.multiply(x, bias, dtype)) is not None:
+                    if checkpoints.may_differ():
+                        trained.ran_dense[_CHECKPOINT] = None
+                    elif dtype is not None and (out := trained.multiply(x, bias, dtype)) is not None:
                         return out
         return func(*args, **kwargs)
 
@@ -120,6 +134,7 @@ class SparseTraining(TorchFunctionMode):
         weight = trained.weight
         about = weight.name, tuple(weight.param.shape), str(weight.pattern)
         made = [Row(*about, choice.backend, choice.why()) for choice in trained.choices.values()]
+        made += [Row(*about, "dense", reason) for reason in trained.ran_dense]
         return made or [Row(*about, "dense", self._why_unmet(weight.param))]
 
     def _why_unmet(self, param: nn.Parameter) -> str:
@@ -132,6 +147,8 @@ class SparseTraining(TorchFunctionMode):
             f"no linear layer has met it while it was sparse ({compiled}attention and recurrent layers are torch's own)"
         )
 
+
+_CHECKPOINT = "its layer is an activation checkpoint's: give that use_reentrant=False and SparseTraining's context_fn"
 
 Layer = tuple[Tensor, Tensor, Tensor | None, int]
 """(x, weight, bias, the dimension that the weight sums over)"""

@@ -10,6 +10,7 @@ With the first two s times as fast the step is 3 / (2 / s + 1) times as fast (Hu
 from __future__ import annotations
 
 from typing import Any, cast
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -58,11 +59,15 @@ class _StraightThrough(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed, dim: int, by: tuple[str, str]
     ) -> Tensor:
-        ctx.packed, ctx.dim, ctx.by, ctx.dtype = packed, dim, by[1], weight.dtype
         asks_x, asks_weight = ctx.needs_input_grad[:2]
+        ctx.dim, ctx.by, ctx.dtype = dim, by[1], weight.dtype
+        # weakly: whoever keeps a loss keeps its graph, and would keep the packed weights of every step
+        ctx.packed, ctx.pattern = ref(packed) if asks_x else None, packed.pattern
         # as torch's own: what is written to before the backward pass is an error then
         ctx.save_for_backward(x if asks_weight else None, weight if asks_x else None)
-        return packed.operand(by[0], dim).linear(x, bias)
+        out = packed.operand(by[0], dim).linear(x, bias)
+        # operands give views, which autograd lets nobody write to: the same memory, not as a view
+        return cast(Tensor, torch.ops.aten._unsafe_view(out, out.shape))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -71,14 +76,25 @@ class _StraightThrough(torch.autograd.Function):
         asks_x, asks_weight, asks_bias = ctx.needs_input_grad[:3]
         dx = dweight = dbias = None
         if asks_x:
-            # whoever differentiates the gradient again gets a product that can be
-            differentiable = torch.is_grad_enabled()
             along = 1 - ctx.dim
-            dense = DenseOperand(weight.to(grad.dtype), along) if differentiable else None
-            dx = (dense or ctx.packed.operand(ctx.by, along)).linear(grad, None)
+            operand: Operand
+            if torch.is_grad_enabled() or _is_batched(grad):
+                # whoever differentiates the gradient again, or asks for many at once, gets a product that can be
+                operand = DenseOperand(weight.to(grad.dtype), along)
+            else:
+                # autograd has just seen that nobody has written to the weight
+                packed = ctx.packed() or Packed(weight.detach().to(grad.dtype), ctx.pattern)
+                operand = packed.operand(ctx.by, along)
+            dx = operand.linear(grad, None)
         if asks_weight:
             inputs, outputs = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
             dweight = (outputs.T @ inputs if ctx.dim == 1 else inputs.T @ outputs).to(ctx.dtype)
         if asks_bias:
             dbias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return dx, dweight, dbias, None, None, None
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """By `torch.vmap`, or by the older one that ``is_grads_batched`` takes."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)

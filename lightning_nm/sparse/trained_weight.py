@@ -25,8 +25,9 @@ class TrainedWeight:
     """Multiplies by a linear weight, with gradients: see `lightning_nm.sparse.straight_through`.
 
     Args:
-        weight: what the model trains. A `SparseWeight` tells by its mask whether it is sparse at the moment; the zeros
-            of a `Selected` one are counted each time it has been written to, which waits for a GPU.
+        weight: what the model trains. A `SparseWeight` tells by its mask whether it is sparse at the moment. The zeros
+            of a `Selected` one are counted each time it has been written to, which waits for a GPU; those of a
+            `SparseWeight` only where somebody else has written to it, or put other memory in its place.
         backend: a name in `lightning_nm.sparse.BACKENDS` of one that packs fast, where it can; or "auto".
         measured: choices that weights alike share.
     """
@@ -34,8 +35,11 @@ class TrainedWeight:
     def __init__(self, weight: Trained, backend: str, measured: dict[Key, Choice]) -> None:
         self.weight = weight
         self.choices: dict[Key, Choice] = {}
+        self.ran_dense: dict[str, None] = {}
+        """Why it was left to torch though it was to be sparse: each reason once, in order."""
         self._backend, self._measured = backend, measured
-        self._written: Key = ()
+        self._written: tuple[int, int] = 0, 0  # address and version when it was last looked at
+        self._moved = False
         self._obeys: bool | None = None
         self._packed: dict[torch.dtype, Packed] = {}
 
@@ -63,6 +67,7 @@ class TrainedWeight:
         param = self.weight.param
         written = (param.data_ptr(), param._version)
         if written != self._written:
+            self._moved = written[0] != self._written[0]
             self._written, self._obeys, self._packed = written, None, {}
         if not self._is_sparse():
             return None
@@ -72,10 +77,14 @@ class TrainedWeight:
 
     def _is_sparse(self) -> bool:
         weight = self.weight
-        if isinstance(weight, SparseWeight):
-            return weight.mask is not None and not weight.is_open and not weight.touched()
+        if isinstance(weight, SparseWeight) and (weight.mask is None or weight.is_open):
+            return False
         if self._obeys is None:
-            self._obeys = weight.pattern.violations(weight.param, dim=weight.dim) == 0
+            # its own mask made it so, unless others wrote to it since; ``param.data = other`` has no new version
+            known = isinstance(weight, SparseWeight) and not weight.touched() and not self._moved
+            self._obeys = known or weight.pattern.violations(weight.param.detach(), dim=weight.dim) == 0
+        if not self._obeys:
+            self.ran_dense[f"what was written to it breaks {weight.pattern}"] = None
         return self._obeys
 
     # -- who multiplies ---------------------------------------------------------------------------

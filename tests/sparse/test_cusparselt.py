@@ -158,6 +158,15 @@ def test_what_is_known_to_obey_is_not_looked_at(library: Pretended, monkeypatch:
     torch.testing.assert_close(operand.linear(x, None), F.linear(x, held.T))
 
 
+def test_within_autocast() -> None:
+    """As training steps are: what algorithms are checked against stays a float32 product."""
+    with torch.autocast("cpu", torch.bfloat16):
+        problem = cusparselt._Problem(weight(), 8, True)
+    assert problem._expected.dtype == problem._allowed.dtype == torch.float32
+    exact = F.linear(*(each.double() for each in (problem.x, weight(), problem.bias)))
+    torch.testing.assert_close(problem._expected.double(), exact, atol=1e-4, rtol=1e-4)
+
+
 def test_none_is_right(library: Pretended) -> None:
     """Then it says so; dispatch takes another."""
     library.wrong = {0, 1, 2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,6 +89,45 @@ def test_a_gradient_that_is_differentiated_again() -> None:
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
+def add_(y: Tensor) -> Tensor:
+    y += 1
+    return y
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 5, 24)])
+@pytest.mark.parametrize("write", [F.relu_, add_, lambda y: y.masked_fill_(y < 0, 0.5)])
+def test_what_comes_next_may_write_to_the_product(write: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    """``nn.ReLU(inplace=True)``, ``y += x``, ``masked_fill_``: as on torch's own products, and with their gradients."""
+    _, weight, packed = operands()
+    x = torch.randn(shape, requires_grad=True)
+    mine, dense = product(x, weight, None, packed, 1, BY[0]), F.linear(x, weight)
+    for one, other in zip(
+        torch.autograd.grad(write(mine).square().sum(), [x, weight]),
+        torch.autograd.grad(write(dense).square().sum(), [x, weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+def one_vmap(y: Tensor, asked: list[Tensor], grads: Tensor) -> tuple[Tensor, ...]:
+    return torch.vmap(lambda grad: torch.autograd.grad(y, asked, grad, retain_graph=True))(grads)
+
+
+def another_vmap(y: Tensor, asked: list[Tensor], grads: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, asked, grads, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("gradients", [one_vmap, another_vmap])
+def test_many_gradients_at_once(gradients: Callable[..., tuple[Tensor, ...]]) -> None:
+    """As of vectorized Jacobians: those of the dense product."""
+    x, weight, packed = operands()
+    x.requires_grad_()
+    mine, dense = product(x, weight, None, packed, 1, BY[0]), F.linear(x, weight)
+    grads = torch.randn(3, 5, 16)
+    for one, other in zip(gradients(mine, [x, weight], grads), gradients(dense, [x, weight], grads), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_a_weight_written_to_before_the_backward_pass() -> None:
     """Is an error, as with torch's own products: never the gradient by another weight."""
     x, weight, packed = operands()
@@ -95,6 +136,15 @@ def test_a_weight_written_to_before_the_backward_pass() -> None:
         weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def test_packed_again_for_the_gradient() -> None:
+    """Where nobody has kept what the product was made of."""
+    x, weight, packed = operands()
+    out = product(x.requires_grad_(), weight, None, packed, 1, BY[0])
+    del packed
+    out.sum().backward()
+    assert_near(x.grad, weight.detach().double().sum(0).expand(5, 24))
 
 
 def test_a_gradient_has_the_parameters_dtype() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -105,6 +107,22 @@ def test_packed_once_for_each_update(packings: list[int]) -> None:
         assert packings == [1, 0] * update
         with torch.no_grad():
             weight.weight.param.mul_(0.5)
+
+
+def test_whoever_keeps_a_loss_keeps_no_packed_weights() -> None:
+    """Its graph lives as long as it does: of all steps' packed weights there is the last one's."""
+    weight = trained(backend="cpu")
+    losses, packed = [], []
+    for _ in range(4):
+        out = weight.multiply(X.clone().requires_grad_(), None, X.dtype)
+        assert out is not None
+        losses.append(out.sum())
+        losses[-1].backward()
+        packed += [ref(each) for each in weight._packed.values()]
+        with torch.no_grad():
+            weight.weight.param.mul_(0.5)
+    gc.collect()
+    assert [each() is not None for each in packed] == [False, False, False, True]
 
 
 def test_a_row_wise_pattern_has_the_forward_product_only() -> None:
