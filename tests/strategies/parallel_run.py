@@ -33,6 +33,17 @@ class Counted(Watched):
         pass
 
 
+class Noting(Counted):
+    """Notes who multiplied in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained_by: set[tuple[str, str]] = set()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.trained_by |= {(row.name, row.backend) for row in self.trainer.strategy.sparse_training.rows()}
+
+
 class Sharded(Counted):
     """By FSDP2, once."""
 
@@ -65,6 +76,7 @@ def outcome(strategy: str | Strategy, kind: type[Counted] = Counted, *, validate
         "validated": validated[0] if validated else {},
         "weights": {name: shards.whole(shards.piece(p), p).clone() for name, p in model.named_parameters()},
         "plain": all(type(p) is torch.nn.Parameter for p in model.parameters()),
+        "trained_by": sorted(getattr(model, "trained_by", ())),
         "warned": [str(each.message) for each in caught if "nm_sparse" in str(each.message)],
     }
 
@@ -74,6 +86,9 @@ def launched() -> dict[str, Any]:
     return {
         "ddp": outcome("ddp"),
         "nm_sparse_ddp": outcome(NMSparseDDPStrategy(backend="cpu", report=False)),
+        "sparse training": outcome(
+            NMSparseDDPStrategy(backend="cpu", report=False, sparse_training=True), Noting, validate=False
+        ),
         "fsdp2": outcome(ModelParallelStrategy(**sharding), Sharded),
         "sparse fsdp2": outcome(ShardedEvaluation(report=False, **sharding), Sharded),
     }

@@ -52,6 +52,17 @@ def test_two_processes(runs, rank) -> None:
     assert mine["plain"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sparse_training(runs, rank) -> None:
+    """Both processes train on sparse kernels, to one network: dense DDP's up to rounding."""
+    mine, dense = runs[rank]["sparse training"], runs[rank]["ddp"]
+    assert {("net.0.weight", "cpu"), ("net.2.weight", "cpu")} <= set(mine["trained_by"])
+    for name, weight in dense["weights"].items():
+        torch.testing.assert_close(mine["weights"][name], weight, atol=1e-4, rtol=1e-3)
+        assert same_bits(mine["weights"][name], runs[1 - rank]["sparse training"]["weights"][name])
+    assert mine["plain"]
+
+
 @supported("Sparse evaluation", "`nm_sparse_ddp_spawn`, `nm_sparse_ddp_fork`")
 def test_started_by_lightning(runs, tmp_path) -> None:
     """Forked or spawned, the network and its metrics are those of dense DDP."""
