@@ -36,6 +36,8 @@ FILES = {
     "tests/kernels/triton/test_activation.py": 1,
     "tests/kernels/triton/test_split_sizes.py": 1,
     "tests/kernels/triton/test_nm_mask.py": 1,
+    "tests/kernels/triton/test_registers.py": 1,
+    "tests/kernels/triton/test_selection.py": 1,
     "tests/kernels/triton/test_densify.py": 1,
     "tests/kernels/triton/test_masks.py": 1,
     "tests/sparse/test_cusparselt.py": 1,
